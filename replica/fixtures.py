@@ -1,0 +1,37 @@
+"""Pytest fixtures for whoever tests against the replica: ``pytest_plugins = ["replica.fixtures"]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from replica.application import State
+from replica.databases import AppDatabase, DatabaseFactory
+from replica.postgres import EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL 16 for the whole session, with nothing in it."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"), durable=False)
+    try:
+        server.create()
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def databases(embedded_postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> DatabaseFactory:
+    """Makes databases of the application, in any state, in a moment."""
+    return DatabaseFactory(embedded_postgres, tmp_path_factory.mktemp("deployed") / "app")
+
+
+@pytest.fixture
+def broken_database(databases: DatabaseFactory) -> Iterator[AppDatabase]:
+    """A database in the state of 2025-10-21, rows untouched."""
+    database = databases.create(State.UNTOUCHED)
+    yield database
+    database.drop()

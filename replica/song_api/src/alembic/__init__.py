@@ -1,0 +1,1 @@
+"""The song service's migrations (a package of the same name as the tool that runs them)."""
