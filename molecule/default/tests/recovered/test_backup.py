@@ -1,0 +1,80 @@
+"""The files of the backup, on the server and on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from replica.application import BROKEN
+
+
+@pytest.fixture
+def copies(controller_directory: Path) -> list[Path]:
+    """The files on this machine, by name."""
+    return sorted(path for path in controller_directory.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def manifest(copies: list[Path]) -> dict[str, Any]:
+    """The manifest."""
+    (path,) = (path for path in copies if path.name.endswith(".manifest.json"))
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
+def test_there_is_exactly_one(copies: list[Path]) -> None:
+    """Two runs and two rehearsals: only the run that migrated has made one."""
+    suffixes = [path.name.partition(".")[2] for path in copies]
+    assert suffixes == ["dump", "globals.sql", "manifest.json"]
+    assert len({path.name.partition(".")[0] for path in copies}) == 1
+
+
+def test_copies_are_private(copies: list[Path]) -> None:
+    assert {stat.S_IMODE(path.stat().st_mode) for path in copies} == {0o600}
+    assert {stat.S_IMODE(path.parent.stat().st_mode) for path in copies} == {0o700}
+
+
+def test_the_server_has_the_same_private_files(server: Host, server_directory: str, copies: list[Path]) -> None:
+    directory = server.file(f"{server_directory}/prod/backups")
+    assert (directory.mode, directory.user) == (0o700, "deploy")
+    assert sorted(directory.listdir()) == [path.name for path in copies]
+    for path in copies:
+        file = server.file(f"{directory.path}/{path.name}")
+        assert (file.mode, file.user) == (0o600, "deploy")
+        assert file.sha256sum == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_manifest_describes_what_was_there_before(
+    manifest: dict[str, Any], copies: list[Path], before: dict[str, Any]
+) -> None:
+    by_name = {path.name: path.read_bytes() for path in copies}
+    for part in (manifest["file"], manifest["globals"]):
+        content = by_name[part["name"]]
+        assert (part["size_bytes"], part["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert manifest["revisions"] == [BROKEN]
+    assert manifest["row_counts"] == {f"public.{table}": count for table, count in before["rows"].items()}
+    assert manifest["database"]["name"] == "aiproxy"
+    assert list(manifest["images"].values()) == [before["containers"]["postgres"]["image"]]
+
+
+def test_no_role_password_is_in_it(copies: list[Path]) -> None:
+    (path,) = (path for path in copies if path.name.endswith(".globals.sql"))
+    text = path.read_text()
+    assert "CREATE ROLE aiuser" in text
+    assert "SCRAM-SHA-256" not in text
+
+
+def test_the_journal_is_private_and_tells_of_both_revisions(server: Host, server_directory: str) -> None:
+    directory = server.file(f"{server_directory}/prod/runs")
+    assert directory.mode == 0o700
+    (name,) = directory.listdir()
+    journal = server.file(f"{directory.path}/{name}")
+    assert journal.mode == 0o600
+    proved = [line for line in map(json.loads, journal.content_string.splitlines()) if line["event"] == "proved"]
+    assert [line["revision"] for line in proved] == ["234ea0f4b6c3", "d4641a241b98"]

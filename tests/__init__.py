@@ -1,0 +1,1 @@
+"""Tests: unit (pure), integration (real parts on this machine), playbooks (whole runs), replica."""

@@ -1,0 +1,1 @@
+"""Tests against containers, and what they share with the Molecule scenarios."""

@@ -1,0 +1,301 @@
+"""The acting modules against containers: each in four steps, and a migration that is killed in the middle."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replica.application import BROKEN, DATABASE, ENCODED, HEAD, USER
+from replica.expect import UNENCODED
+from tests.docker.observation import one_offs
+from tests.docker.production import BESIDE, MARKER, Production
+from tests.docker.watch import watch
+from tests.support.modules import run_module
+
+pytestmark = [pytest.mark.docker, BESIDE]
+
+_WAITS = "application_name like 'alembic-recovery:%migrate' and wait_event_type = 'Lock'"
+WAITING = f"select 1 from pg_stat_activity where {_WAITS}"
+SESSIONS = "select count(*) from pg_stat_activity where application_name like 'alembic-recovery%'"
+
+
+def four_steps(module: str, options: dict[str, Any], seen: Callable[[], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check, act, check again, act again.
+
+    Args:
+        module: Its name.
+        options: Its options, the same each time.
+        seen: Looks at what the module changes.
+
+    Returns:
+        The results of the first two steps. `changed` is right in all of them, and only the second changes something.
+    """
+    before = seen()
+    would = run_module(module, options, check=True)
+    assert would["changed"] is True, would
+    assert seen() == before
+
+    done = run_module(module, options)
+    assert done["changed"] is True, done
+    after = seen()
+    assert after != before
+
+    for check in (True, False):
+        again = run_module(module, options, check=check)
+        assert again["changed"] is False, again
+        assert seen() == after
+    return would, done
+
+
+def test_alembic_migrate(production: Production, tmp_path: Path) -> None:
+    options = production.options(run_id=production.run_id("steps"), journal=str(tmp_path / "runs" / "journal.jsonl"))
+
+    would, done = four_steps("alembic_migrate", options, production.observe)
+
+    assert would["steps"] == done["steps"] == [ENCODED, HEAD]
+    assert would["after"] == done["after"] == [HEAD]
+    assert would["applied"] == []
+    assert [(step["revision"], step["healed"]) for step in done["applied"]] == [
+        (ENCODED, ["revision_ended_transaction"]),
+        (HEAD, []),
+    ]
+    assert "CREATE TABLE song_sketches" in would["plan"][HEAD]["sql"]
+    assert production.replica.query("select version_num from alembic_version") == HEAD
+    assert production.replica.query("select to_regclass('song_sketches')") == "song_sketches"
+    assert production.replica.query(UNENCODED) == "0"
+
+
+def test_pg_backup(production: Production, tmp_path: Path) -> None:
+    directory, run_id = tmp_path / "backups", production.run_id("steps")
+    database = production.options()["database"]
+    options = {"database": database, "directory": str(directory), "run_id": run_id}
+
+    def seen() -> Any:
+        return production.observe(directory)
+
+    would, done = four_steps("pg_backup", options, seen)
+
+    assert would["dump"] == done["dump"] == str(directory / f"aiproxy_{run_id}.dump")
+    assert sorted(path.name for path in directory.iterdir()) == [
+        f"aiproxy_{run_id}.dump",
+        f"aiproxy_{run_id}.globals.sql",
+        f"aiproxy_{run_id}.manifest.json",
+    ]
+    manifest = json.loads((directory / f"aiproxy_{run_id}.manifest.json").read_text())
+    assert manifest["images"] == {database["container"]: production.replica.container("postgres").attrs["Image"]}
+    assert manifest["tools"]["pg_dump"].startswith("pg_dump (PostgreSQL) 15.")
+    assert manifest["row_counts"]["public.songs"] == 200
+
+
+def test_service_restart(production: Production) -> None:
+    moment = datetime.datetime.now(datetime.UTC).isoformat()
+    options = {"services": production.variables()["recovery_stack"]["services"], "unless_started_since": moment}
+
+    def seen() -> dict[str, str]:
+        return {
+            service: production.replica.container(service).attrs["State"]["StartedAt"]
+            for service in ("aiproxysrv", "celery-worker", "postgres", "redis", "proxy")
+        }
+
+    before = seen()
+    would, done = four_steps("service_restart", options, seen)
+
+    assert would["restarted"] == done["restarted"] == ["api", "worker"]
+    assert {name for name, started in seen().items() if started != before[name]} == {"aiproxysrv", "celery-worker"}
+    assert seen()["aiproxysrv"] < seen()["celery-worker"]
+    assert [(service["name"], service["health"]) for service in done["services"]] == [
+        ("api", "healthy"),
+        ("worker", "healthy"),
+    ]
+
+
+def test_service_restart_starts_what_is_stopped(production: Production) -> None:
+    worker = production.replica.container("celery-worker")
+    worker.stop(timeout=10)
+    services = [{"name": "worker", "runtime": "docker", "container": worker.name}]
+
+    done = run_module("service_restart", {"services": services})
+
+    assert done["restarted"] == ["worker"], done
+    worker.reload()
+    assert worker.attrs["State"]["Health"]["Status"] == "healthy"
+
+
+# -- found by the labels of Compose --------------------------------------------------------------------------------
+
+
+def by_labels(production: Production, place: dict[str, Any], service: str) -> dict[str, Any]:
+    """A part of the stack with Compose's labels instead of a container's name."""
+    named = {name: value for name, value in place.items() if name != "container"}
+    return {**named, "compose_project": production.replica.prefix, "compose_service": service}
+
+
+def test_containers_are_found_by_their_labels(production: Production) -> None:
+    options = production.options()
+    services = production.variables()["recovery_stack"]["services"]
+    seen = run_module(
+        "alembic_status",
+        {
+            "application": by_labels(production, options["application"], "aiproxysrv"),
+            "database": by_labels(production, options["database"], "postgres"),
+        },
+    )
+    assert (seen["verdict"], seen["current"]) == ("BEHIND", [BROKEN]), seen
+    labelled = [by_labels(production, services[1], "celery-worker")]
+    (worker,) = run_module("service_status", {"services": labelled})["services"]
+    assert worker["where"] == f"container {production.replica.name('celery-worker')}"
+
+
+def test_two_containers_of_a_service_are_refused(production: Production) -> None:
+    """`docker compose up --scale` makes several; which one is meant cannot be guessed."""
+    client, api = production.replica.client, production.replica.container("aiproxysrv")
+    second = client.containers.create(api.image, name=f"{production.replica.prefix}-aiproxysrv-2", labels=api.labels)
+    try:
+        options = production.options()
+        labelled = {**options, "application": by_labels(production, options["application"], "aiproxysrv")}
+        refused = run_module("alembic_migrate", labelled)
+        assert refused["failed"] is True
+        assert "2 containers" in refused["msg"]
+        assert second.name in refused["msg"]
+    finally:
+        second.remove()
+    assert production.replica.query("select version_num from alembic_version") == BROKEN
+
+
+# -- killed in the middle ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lock(production: Production) -> Iterator[Callable[[str], None]]:
+    """Runs a statement that holds locks in a session that stays, so that a revision waits in its middle."""
+    replica = production.replica
+    script = replica.container("postgres")
+    name = "holds_a_lock"
+
+    def hold(statement: str) -> None:
+        command = ["psql", "-XqAt", "-U", USER, "-d", DATABASE, "-c", f"begin; {statement}; select pg_sleep(300)"]
+        script.exec_run(command, environment={"PGAPPNAME": name}, detach=True)
+        wait_until(
+            lambda: replica.query(
+                f"select wait_event from pg_stat_activity where application_name = '{name}' and wait_event = 'PgSleep'"
+            )
+        )
+
+    yield hold
+    replica.query(f"select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'")
+
+
+def wait_until(seen: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("statement", "applied", "left"),
+    [
+        pytest.param(
+            "select 1 from lyric_parsing_rules where replacement like 'Grüße%' order by id desc limit 1 for update",
+            [],
+            [ENCODED, HEAD],
+            id="between two rows of the first revision",
+        ),
+        pytest.param("lock table songs in access share mode", [ENCODED], [HEAD], id="after the table of the second"),
+    ],
+)
+def test_a_killed_one_off_leaves_no_session_and_the_message_says_where_the_database_is(
+    production: Production,
+    lock: Callable[[str], None],
+    tmp_path: Path,
+    statement: str,
+    applied: list[str],
+    left: list[str],
+) -> None:
+    replica, results = production.replica, []
+    before = production.observe()
+    lock(statement)
+    journal = tmp_path / "runs" / "journal.jsonl"
+    options = production.options(run_id=production.run_id("killed"), journal=str(journal), lock_timeout=0)
+    worker = threading.Thread(target=lambda: results.append(run_module("alembic_migrate", options)))
+    worker.start()
+    wait_until(lambda: replica.query(WAITING))
+
+    replica.client.containers.get(f"alembic-recovery-{options['run_id']}-migrate").kill()
+    worker.join(timeout=60)
+
+    (result,) = results
+    assert result["failed"] is True
+    current = applied[-1] if applied else BROKEN
+    assert f"The database is at {current} (read over a new connection)" in result["msg"]
+    assert f"applied and proved in this run: {', '.join(applied) or 'nothing'}" in result["msg"]
+    assert f"not applied: {', '.join(left)}" in result["msg"]
+    assert [step["revision"] for step in result["applied"]] == applied
+    # Nobody of it is left, although the lock that it waited for is still held.
+    assert replica.query(SESSIONS) == "0"
+    assert one_offs(replica) == []
+    assert [line["event"] for line in map(json.loads, journal.read_text().splitlines())].count("proved") == len(applied)
+    after = production.observe()
+    assert after["version"] == [current]
+    assert after["schema"] == before["schema"]
+    if not applied:
+        assert after["content"] == before["content"]
+
+
+# -- a server that trusts nobody -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strict(production: Production) -> Iterator[Production]:
+    """PostgreSQL asks for a password on the container's own loopback, too; not on its socket."""
+    change = "sed -i -E 's/^(host .*) trust$/\\1 scram-sha-256/' /var/lib/postgresql/data/pg_hba.conf"
+    undo = "cp /tmp/pg_hba.conf /var/lib/postgresql/data/pg_hba.conf"
+    try:
+        shell(production, f"cp /var/lib/postgresql/data/pg_hba.conf /tmp/pg_hba.conf && {change}")
+        production.replica.query("select pg_reload_conf()")
+        yield production
+    finally:
+        shell(production, undo)
+        production.replica.query("select pg_reload_conf()")
+
+
+def shell(production: Production, script: str) -> None:
+    done = production.replica.execute("postgres", ["bash", "-c", script])
+    assert done.returncode == 0, done.stderr
+
+
+def test_s2_pg_backup_takes_the_password_that_the_server_was_given_and_shows_it_to_nobody(
+    strict: Production, tmp_path: Path
+) -> None:
+    options = {
+        "database": strict.options()["database"],
+        "directory": str(tmp_path / "backups"),
+        "run_id": strict.run_id("strict"),
+    }
+    with watch(strict.replica, MARKER) as started:
+        done = run_module("pg_backup", options)
+    assert done["changed"] is True, done
+    assert started.secrets == set()
+    backup = started.one_off("backup")
+    assert MARKER not in json.dumps(backup)
+    assert MARKER not in json.dumps(started.execs)
+    assert MARKER not in json.dumps(done)
+    assert any("pg_dump" in words for words in started.programs(backup["Id"]))
+
+
+def test_pg_backup_says_which_key_to_set_where_the_password_is_wrong(strict: Production, tmp_path: Path) -> None:
+    wrong = base64.b64encode(b"wrong").decode()
+    database = {**strict.options()["database"], "password": wrong}
+    refused = run_module("pg_backup", {"database": database, "directory": str(tmp_path / "backups")})
+    assert refused["failed"] is True
+    assert "recovery_stack.database.password" in refused["msg"]
+    assert not list((tmp_path / "backups").iterdir())

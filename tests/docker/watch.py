@@ -1,0 +1,98 @@
+"""What the engine and this machine are asked to start while a run is watched."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+
+from replica.docker import DockerReplica
+from tests.docker.observation import ONE_OFF_LABEL, places
+
+
+@dataclass
+class Started:
+    """What was seen of a run.
+
+    Attributes:
+        one_offs: What `docker inspect` said of each container that the run has made, while it ran, by name.
+        execs: What the engine knows of each program started in a running container, health checks included.
+        secrets: Command lines of this machine's processes (those in containers among them) with the marker in them.
+    """
+
+    one_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    execs: list[dict[str, Any]] = field(default_factory=list)
+    secrets: set[str] = field(default_factory=set)
+
+    def one_off(self, purpose: str) -> dict[str, Any]:
+        """The one that was made for a purpose, such as ``migrate``."""
+        (found,) = (seen for name, seen in self.one_offs.items() if name.endswith(f"-{purpose}"))
+        return found
+
+    def programs(self, container: str) -> list[list[str]]:
+        """The command lines that were started in a running container (its id)."""
+        return [
+            [seen["ProcessConfig"]["entrypoint"], *(seen["ProcessConfig"]["arguments"] or [])]
+            for seen in self.execs
+            if seen["ContainerID"] == container
+        ]
+
+
+@contextlib.contextmanager
+def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
+    """Watch until the context ends.
+
+    Args:
+        replica: Whose containers are watched, and the one-off containers beside them.
+        marker: A part of each secret, to be looked for in command lines.
+    """
+    client = docker.from_env()
+    started, over = Started(), threading.Event()
+    events = client.events(decode=True, filters={"type": "container"})
+    threads = [
+        threading.Thread(target=_listen, args=(client, events, started, places(replica))),
+        threading.Thread(target=_sample, args=(marker.encode(), started, over)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield started
+    finally:
+        time.sleep(0.5)
+        over.set()
+        events.close()
+        for thread in threads:
+            thread.join(timeout=10)
+        client.close()
+
+
+def _listen(client: docker.DockerClient, events: Any, started: Started, beside: set[str]) -> None:
+    """Take down each container and each program at its start."""
+    ours = {place.removeprefix("container:") for place in beside}
+    for event in events:
+        attributes, action, identity = event["Actor"]["Attributes"], event["Action"], event["Actor"]["ID"]
+        with contextlib.suppress(docker.errors.NotFound):
+            if action == "start" and ONE_OFF_LABEL in attributes:
+                seen = client.api.inspect_container(identity)
+                if seen["HostConfig"]["NetworkMode"] in beside:
+                    started.one_offs[attributes["name"]] = seen
+                    ours.add(identity)
+            elif action.startswith("exec_create") and identity in ours:
+                started.execs.append(client.api.exec_inspect(attributes["execID"]))
+
+
+def _sample(marker: bytes, started: Started, over: threading.Event) -> None:
+    """Look through the process list again and again."""
+    while not over.wait(0.03):
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                line = path.read_bytes()
+                if marker in line:
+                    started.secrets.add(line.replace(b"\0", b" ").decode(errors="replace"))

@@ -1,0 +1,1 @@
+"""Tests of the replica: that it breaks as production did, and works when it is healthy."""
