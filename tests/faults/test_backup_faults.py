@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -456,8 +457,11 @@ def test_row_21_copying_a_large_file_takes_little_memory(site: Site, ssh_server:
     entry = {"path": str(path), "sha256": sha256(path), "size_bytes": size << 20}
 
     def playbook() -> psutil.Process | None:
-        mine = psutil.Process().children()
-        return next((found for found in mine if "ansible-playbook" in str(found.cmdline())), None)
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # It has ended since, or waits to be reaped.
+                if "ansible-playbook" in str(child.cmdline()):
+                    return child
+        return None
 
     def sshd() -> psutil.Process:
         return psutil.Process(ssh_server._process.pid)

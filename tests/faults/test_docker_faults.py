@@ -181,7 +181,7 @@ def test_row_07_the_docker_client_of_the_dump_is_killed(server: Server) -> None:
     """A killed `docker exec` leaves its process running: here it runs in a container that goes with the module."""
     module, arguments = start_and_wait_for_pg_dump(server)
     name = f"alembic-recovery-{arguments['run_id']}-backup"
-    clients = [found for found in injections.processes(name) if "pg_dump" in found.cmdline()]
+    clients = [found for found in injections.processes(name) if "pg_dump" in found.info["cmdline"]]
     assert len(clients) == 1
     clients[0].kill()
     result = module.result()

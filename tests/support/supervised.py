@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -97,8 +98,9 @@ class Supervised:
         """Return a program's process, from the process table."""
         parent = psutil.Process(int((self.directory / "supervisord.pid").read_text()))
         for child in parent.children():
-            if str(self.directory / f"{name}.py") in child.cmdline():
-                return child
+            with contextlib.suppress(psutil.NoSuchProcess):  # It has ended since, or waits to be reaped.
+                if str(self.directory / f"{name}.py") in child.cmdline():
+                    return child
         return None
 
     def wait_for(self, name: str, *states: str) -> None:
