@@ -19,7 +19,7 @@ description:
     its image and configuration, which is removed afterwards.
 version_added: 0.1.0
 author: The alembic-recovery authors
-extends_documentation_fragment: [stack, stack.application, stack.database]
+extends_documentation_fragment: [looks, stack, stack.application, stack.database]
 options:
   expected_current:
     description: The revision that the plan believes to be in the database. A different one is a refusal.
@@ -42,16 +42,6 @@ options:
     description: Seconds that the application may be silent.
     type: int
     default: 120
-attributes:
-  check_mode:
-    support: full
-    description: This module only looks.
-  diff_mode:
-    support: none
-    description: Nothing changes.
-  idempotent:
-    support: full
-    description: This module only looks.
 seealso:
   - module: alembic_migrate
 """

@@ -16,6 +16,7 @@ description:
   - No more than O(max_body) bytes of an answer are read, and no more than a check needs.
 version_added: 0.1.0
 author: The alembic-recovery authors
+extends_documentation_fragment: [looks]
 options:
   checks:
     description: The requests, in their order.
@@ -87,16 +88,6 @@ options:
     description: Fail if a check failed. With V(false), only report it.
     type: bool
     default: true
-attributes:
-  check_mode:
-    support: full
-    description: This module only looks.
-  diff_mode:
-    support: none
-    description: Nothing changes.
-  idempotent:
-    support: full
-    description: This module only looks.
 """
 
 EXAMPLES = r"""

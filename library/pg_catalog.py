@@ -16,7 +16,7 @@ description:
     fingerprint.
 version_added: 0.1.0
 author: The alembic-recovery authors
-extends_documentation_fragment: [stack, stack.database]
+extends_documentation_fragment: [looks, stack, stack.database]
 options:
   relations:
     description: What to look for, as C(table), C(table.column), C(schema.table) or C(schema.table.column).
@@ -43,16 +43,6 @@ options:
     description: Whether to return the catalog's rows, not only what is computed from them.
     type: bool
     default: false
-attributes:
-  check_mode:
-    support: full
-    description: This module only looks.
-  diff_mode:
-    support: none
-    description: Nothing changes.
-  idempotent:
-    support: full
-    description: This module only looks.
 """
 
 EXAMPLES = r"""

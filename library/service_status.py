@@ -14,7 +14,7 @@ description:
     what its log says since its start.
 version_added: 0.1.0
 author: The alembic-recovery authors
-extends_documentation_fragment: [stack, stack.services]
+extends_documentation_fragment: [looks, stack, stack.services]
 options:
   logs:
     description: Whether to read the logs since each service's start. Only containers tell where that is.
@@ -24,16 +24,6 @@ options:
     description: Regular expressions that no line of a log may match; tracebacks and SQL errors if not given.
     type: list
     elements: str
-attributes:
-  check_mode:
-    support: full
-    description: This module only looks.
-  diff_mode:
-    support: none
-    description: Nothing changes.
-  idempotent:
-    support: full
-    description: This module only looks.
 seealso:
   - module: service_restart
 """

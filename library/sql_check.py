@@ -13,7 +13,7 @@ description:
   - With O(phase=before), only measures those that are to be compared with V(before). With O(phase=after), compares.
 version_added: 0.1.0
 author: The alembic-recovery authors
-extends_documentation_fragment: [stack, stack.database]
+extends_documentation_fragment: [looks, stack, stack.database]
 options:
   queries:
     description: The assertions. The same words as C(recovery_stack.expect.queries).
@@ -47,16 +47,6 @@ options:
     description: The RV(measured) of the phase before.
     type: dict
     default: {}
-attributes:
-  check_mode:
-    support: full
-    description: This module only looks.
-  diff_mode:
-    support: none
-    description: Nothing changes.
-  idempotent:
-    support: full
-    description: This module only looks.
 """
 
 EXAMPLES = r"""
