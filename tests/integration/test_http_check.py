@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 import time
@@ -367,11 +368,12 @@ def test_what_is_no_http_is_said(plain_server: Server) -> None:
     assert "does not answer: " in reason(ask(plain_server, None, {"url": "/gibberish"}))
 
 
-def test_nobody_listens(plain_server: Server) -> None:
-    url = plain_server.url("/songs")
-    plain_server.server_close()
-
-    result = run_module("http_check", {"checks": [{"name": "songs", "url": url}], "fail": True})
+def test_nobody_listens() -> None:
+    # Bound, so that nobody else takes the port meanwhile, and never listening, so that it refuses.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/songs"
+        result = run_module("http_check", {"checks": [{"name": "songs", "url": url}], "fail": True})
 
     assert result["failed"] is True
     assert f"songs: GET {url} does not answer: [Errno 111] Connection refused." in result["msg"]
