@@ -28,13 +28,14 @@ class ActionModule(ActionBase):
     _supports_diff = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Copy what is not there yet.
+        """Copy what is not there yet; without files, only see whether the directory can take them.
 
         Returns:
             The task's result: `changed`, `files` (paths on the controller), `copied` (those that were not there).
 
         Raises:
-            AnsibleActionFail: a file could not be copied, or is not the one that was asked for.
+            AnsibleActionFail: the directory is not private, a file could not be copied, or is not the one that was
+                asked for.
         """
         super().run(tmp, task_vars)
         _unused, args = self.validate_argument_spec(
@@ -44,6 +45,8 @@ class ActionModule(ActionBase):
             }
         )
         directory = Path(args["directory"]).expanduser()
+        if os.path.lexists(directory):
+            _refuse_unless_private(directory)
         wanted = [(entry, directory / Path(entry["path"]).name) for entry in args["files"]]
         missing = [(entry, final) for entry, final in wanted if not _is(final, entry["sha256"])]
         for entry, final in missing:
@@ -106,13 +109,18 @@ def _is(path: Path, sha256: str) -> bool:
 
 def _private_directory(directory: Path) -> None:
     """Make a directory that only its owner can read, or accept such a one."""
-    if not directory.exists() and not directory.is_symlink():
+    if not os.path.lexists(directory):
         try:
             _make_way(directory.parent)
             directory.mkdir(mode=0o700)
             directory.chmod(0o700)
         except OSError as error:
             raise AnsibleActionFail(f"{directory} cannot be made on the controller: {error.strerror}.") from error
+    _refuse_unless_private(directory)
+
+
+def _refuse_unless_private(directory: Path) -> None:
+    """Accept a directory of one's own that is closed to others, and nothing else."""
     seen = directory.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid():
         raise AnsibleActionFail(

@@ -10,16 +10,16 @@ module: backup_fetch
 short_description: Copy the files of a backup to the controller, in constant memory
 description:
   - Copies with the connection's own file transfer (sftp with ssh), so the login user must be able to read the files;
-    with
-    M(pg_backup) they belong to that user, also where C(become) is used.
+    with M(pg_backup) they belong to that user, also where C(become) is used.
   - Each file comes under a temporary name, with mode C(0600), is compared with its SHA-256, flushed, and then
-    renamed. A
-    transfer that fails is tried three times.
+    renamed. A transfer that fails is tried three times.
 version_added: 0.1.0
 author: The alembic-recovery authors
 options:
   files:
-    description: The RV(pg_backup#module:files) of M(pg_backup), in this order; the manifest last.
+    description:
+      - The RV(pg_backup#module:files) of M(pg_backup), in this order; the manifest last.
+      - With an empty list nothing is copied; a O(directory) that could not take them is refused all the same.
     type: list
     elements: dict
     required: true
@@ -30,7 +30,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Says what would be copied.
+    description: Says what would be copied, and refuses a O(directory) as a real run does.
   diff_mode:
     support: none
     description: There is no form of before.

@@ -129,6 +129,32 @@ def test_what_is_not_what_it_should_be(play: Play, tmp_path: Path) -> None:
     assert rest
 
 
+def test_without_files_the_place_is_checked_and_nothing_made(play: Play, tmp_path: Path) -> None:
+    """What a run asks before the dump, so that nobody waits for one that then cannot be copied."""
+    opened = tmp_path / "controller" / "open"
+    opened.mkdir(parents=True)
+    opened.chmod(0o755)
+    link = tmp_path / "controller" / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    file = tmp_path / "controller" / "file"
+    file.touch(0o600)
+    before = files(tmp_path / "controller")
+    asked = [
+        {"files": [], "directory": place, "check": check} for check in (True, False) for place in (opened, link, file)
+    ]
+
+    planned, done, *refused = play.run({"files": [], "check": True}, {"files": []}, *asked)
+
+    for accepted in (planned, done):
+        assert (accepted["changed"], accepted["files"], accepted["copied"]) == (False, [], [])
+    assert not play.target.exists()
+    for result, place in zip(refused, [opened, link, file] * 2, strict=True):
+        assert result["failed"]
+        assert str(place) in result["msg"]
+        assert ("open to others" if place == opened else "not a directory of one's own") in result["msg"]
+    assert files(tmp_path / "controller") == before
+
+
 def test_one_file_that_is_missing_is_copied_alone(play: Play) -> None:
     play.run({})
     (play.target / "db_1.globals.sql").unlink()

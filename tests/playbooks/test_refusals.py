@@ -395,6 +395,25 @@ class TestAfterTheConfirmation:
         )
         assert list(backups.iterdir()) == []
 
+    def test_a_place_for_the_copies_that_is_open_to_others(self, broken: Broken, tmp_path: Path) -> None:
+        """Said before the dump: the run leaves no backup on the target that nobody has a copy of."""
+        copies = tmp_path / "controller" / "demo" / "backups"
+        copies.mkdir(parents=True)
+        copies.chmod(0o755)
+        state = tmp_path / "state"
+        broken.refuses(
+            nothing,
+            f"{copies} on the controller is open to others (mode 0755)",
+            f"chmod 0700 {copies}",
+            variables={
+                "recovery_confirm": "aiproxy@demo",
+                "recovery_controller_directory": str(tmp_path / "controller"),
+                "recovery_directory": str(state),
+            },
+        )
+        assert list(copies.iterdir()) == []
+        assert not state.exists(), "a dump was made that could not be copied"
+
 
 def test_everything_is_really_compared(broken: Broken) -> None:
     """The proof of the others: one row, one process, one file more would have been seen."""
