@@ -6,9 +6,13 @@ holds several copies of the file in memory. Here the connection's own file trans
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shlex
 import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from ansible.utils.display import Display
 
 _ATTEMPTS = 3
 _RESERVE = 64 << 20
+_SIGN_OF_LIFE_S = 20.0
 
 
 class ActionModule(ActionBase):
@@ -42,6 +47,7 @@ class ActionModule(ActionBase):
             {
                 "files": {"type": "list", "elements": "dict", "required": True},
                 "directory": {"type": "path", "required": True},
+                "run_directory": {"type": "path"},
             }
         )
         directory = Path(args["directory"]).expanduser()
@@ -89,7 +95,8 @@ class ActionModule(ActionBase):
             # `smart` falls back to `piped`, which reads the whole file into memory.
             self._connection.set_option("ssh_transfer_method", "sftp")
         try:
-            self._connection.fetch_file(entry["path"], str(partial))
+            with self._sign_of_life():
+                self._connection.fetch_file(entry["path"], str(partial))
         except (AnsibleConnectionFailure, AnsibleError, OSError) as error:
             self._connection.reset()
             return f"the transfer failed: {' '.join(str(error).split())[-300:]}."
@@ -97,6 +104,29 @@ class ActionModule(ActionBase):
         if size != int(entry["size_bytes"]):
             return f"{size} of {entry['size_bytes']} bytes arrived."
         return "" if _is(partial, entry["sha256"]) else "its SHA-256 is not that of the file on the target."
+
+    @contextlib.contextmanager
+    def _sign_of_life(self) -> Iterator[None]:
+        """Meanwhile no module runs on the target: tell the keeper of the run's lock that the run is alive."""
+        directory = self._task.args.get("run_directory")
+        over = threading.Event()
+
+        def touch() -> None:
+            while not over.wait(_SIGN_OF_LIFE_S):
+                # Where the run has no directory, there is nothing to be kept.
+                command = f"touch -c {shlex.quote(f'{directory}/alive')}"
+                with contextlib.suppress(AnsibleError, OSError):
+                    self._connection.exec_command(command, sudoable=False)
+
+        thread = threading.Thread(target=touch, daemon=True)
+        if directory:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if directory:
+                thread.join(timeout=_SIGN_OF_LIFE_S)
 
 
 def _is(path: Path, sha256: str) -> bool:

@@ -12,6 +12,10 @@ options:
     description: The name of the run, for the names of one-off containers.
     type: str
     default: by-hand
+  run_directory:
+    description: The directory of the run on the target, where it signs in while it works. Nothing is signed before
+      the lock has made it.
+    type: path
   docker_cli:
     description: The path of the C(docker) command, if it is neither in PATH nor in a usual place.
     type: path
@@ -71,6 +75,16 @@ options:
       bin_dir:
         description: Where C(pg_dump) and C(psql) of the server's version are, with O(database.runtime=host).
         type: path
+      maintenance_db:
+        description: The database to be connected to while the application's own is made, closed, renamed or dropped.
+        type: str
+        default: postgres
+      admin_user:
+        description: The role that makes, closes, renames and drops databases; O(database.user) if it is not given.
+        type: str
+      admin_password:
+        description: Its password, from Ansible Vault, where one is asked for.
+        type: str
 """
 
     APPLICATION = r"""
@@ -102,19 +116,60 @@ options:
         type: str
         default: python3
       alembic_config:
-        description: The ini file, seen from O(application.workdir).
+        description: The ini file, or C(pyproject.toml), seen from O(application.workdir).
         type: str
         default: alembic.ini
       alembic_section:
         description: The section of the ini file.
         type: str
         default: alembic
+      alembic_options:
+        description:
+          - Options of that section which the application's own command sets, C(sqlalchemy.url) for example.
+          - Their values stand as they are, without doubled percent signs; they are in no command line and no log.
+        type: dict
+      script_location:
+        description:
+          - The directory with C(env.py), seen from O(application.workdir), or C(package:directory), where the
+            application's own command sets it. No ini file is needed then.
+        type: str
+      x_arguments:
+        description: The C(-x) arguments of the command C(alembic), each as C(name=value).
+        type: list
+        elements: str
+      heads:
+        description:
+          - The heads of the code that are meant to be, where it is meant to have several, as revision ids, as branch
+            labels, or V(heads) for all. The database is brought to all of them.
+          - A head that is not among them is one that nobody declared (V(MULTIPLE_HEADS)).
+        type: list
+        elements: str
+      prepare:
+        description:
+          - What C(env.py) needs to have been made before it, as C(module:name), where the application has a command
+            of its own (C(flask db)). An application with C(app_context) is entered, anything else is called.
+        type: str
+      system_user:
+        description: The operating system's user that the application runs as, if it is not who runs the module.
+        type: str
       environment:
-        description: Variables for the application, with O(application.runtime=host).
+        description: Variables for the application, on top of those that it has where it runs. They are in no command
+          line and no log.
         type: dict
       environment_file:
         description: A file on the target with C(NAME=value) lines, with O(application.runtime=host).
         type: path
+      redirect:
+        description: Another database of the same server that its migrations are to work on instead of their own.
+        type: str
+      network:
+        description: The only Docker network of its one-off containers, instead of those of O(application.container);
+          they then see the volumes read-only.
+        type: str
+      image:
+        description: An image on the target whose code is asked instead of that of O(application.container), in its
+          place and with its configuration. It is never pulled.
+        type: str
 """
 
     SERVICES = r"""

@@ -17,6 +17,8 @@ description:
   - If the application's container is not running, or restarts in a loop, its code is read in a one-off container
     made from
     its image and configuration, which is removed afterwards.
+  - Where the database is ahead of the code in a container, up to twelve local images are looked into for the revision.
+    From each a container is made without a network, never started, and removed.
 version_added: 0.1.0
 author: The alembic-recovery authors
 extends_documentation_fragment: [looks, stack, stack.application, stack.database]
@@ -34,6 +36,18 @@ options:
     type: list
     elements: str
     default: []
+  compare_models:
+    description:
+      - Also compare the models with the catalog, as C(alembic check) would with the application's own C(env.py), if the
+        database is at head; and hash the revisions that were applied last. In the same process start; nothing is
+        written.
+    type: bool
+    default: false
+  baselines:
+    description:
+      - The directory on the target in which M(alembic_baseline) has recorded what may differ. With it, differences that
+        are not recorded are drift (V(DRIFTED)). Without, they are only returned.
+    type: path
   limit:
     description: The name to put into the commands that are proposed.
     type: str
@@ -43,6 +57,7 @@ options:
     type: int
     default: 120
 seealso:
+  - module: alembic_baseline
   - module: alembic_migrate
 """
 
@@ -112,11 +127,17 @@ heads:
   elements: str
   sample: [d4641a241b98]
 missing:
-  description: The revisions to apply, in order.
+  description:
+    - The revisions to apply, in order. C(downgrade) is what its source says of the way back, V(present), V(empty) (it
+      does nothing) or V(raises) (it fails, whatever the database is like).
   returned: always
   type: list
   elements: dict
-  sample: [{revision: d4641a241b98, message: add_song_sketches_table, file: d4641a241b98_add_song_sketches_table.py}]
+  sample:
+    - revision: d4641a241b98
+      message: add_song_sketches_table
+      file: d4641a241b98_add_song_sketches_table.py
+      downgrade: present
 version_table:
   description: The version table, with its schema where C(env.py) sets one.
   returned: always
@@ -133,6 +154,34 @@ missing_relations:
   type: list
   elements: str
   sample: [song_sketches, songs.sketch_id]
+declared:
+  description:
+    - What revisions declare, compared with the catalog, without running them. V(partial) are revisions that are not
+      applied and partly there, V(lost) are applied ones whose objects are not there, each with the
+      objects that are C(there) and C(absent); V(unknown) says by revision why it could not be followed to its end.
+  returned: always
+  type: dict
+  sample:
+    partial: [{revision: d4641a241b98, there: [table song_sketches], absent: [column songs.sketch_id], decisive: true}]
+    lost: []
+    unknown: {234ea0f4b6c3: "it uses the connection (execute)"}
+models:
+  description:
+    - The comparison of models and catalog, for M(alembic_baseline). C(state) is V(compared), V(no_models),
+      V(below_head) or V(failed), the last three with a C(reason). C(drift) are those of the C(differences) that the
+      baseline (C(recorded_at)) does not have; C(edited) has revisions whose source is another than the recorded one.
+      Empty without O(compare_models), or if the code could not be read.
+  returned: always
+  type: dict
+  sample:
+    state: compared
+    reason:
+    fingerprint: 5d41402abc4b2a76b9719d911017c592
+    differences: [{side: missing, table: songs, object: index ix_songs_status on songs, detail: status}]
+    drift: [{side: missing, table: songs, object: index ix_songs_status on songs, detail: status}]
+    recorded_at: "2025-10-21T03:15:00+00:00"
+    sources: {d4641a241b98: 7d793037a0760186574b0282f2f435e7}
+    edited: {}
 database:
   description: Which database of which server was read; empty if it could not be.
   returned: always
@@ -152,7 +201,7 @@ images:
 
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, status
+from ansible.module_utils.alembic_recovery import arguments, record, status
 from ansible.module_utils.alembic_recovery.errors import RecoveryError
 from ansible.module_utils.alembic_recovery.verdict import Wishes
 from ansible.module_utils.basic import AnsibleModule
@@ -164,6 +213,8 @@ ARGUMENTS: dict[str, t.Any] = {
     "expected_current": {"type": "str"},
     "expected_head": {"type": "str"},
     "relations": {"type": "list", "elements": "str", "default": []},
+    "compare_models": {"type": "bool", "default": False},
+    "baselines": {"type": "path"},
     "limit": {"type": "str", "default": "prod"},
     "timeout": {"type": "int", "default": 120},
 }
@@ -176,16 +227,23 @@ def main() -> None:
     params = module.params
     places = arguments.Places(params)
     try:
-        seen = status.look(
-            places.application(),
-            places.database,
-            params["application"],
-            Wishes(params["expected_current"], params["expected_head"]),
-            params["relations"],
-            timeout=params["timeout"],
-        )
-        result = seen.as_result(params["limit"])
-        arguments.refuse_masked(module, [result[key] for key in ("version_table", "current", "heads", "missing")])
+        with record.presence(params["run_directory"]):
+            seen = status.look(
+                places.application(),
+                places.database,
+                params["application"],
+                Wishes(params["expected_current"], params["expected_head"]),
+                params["relations"],
+                timeout=params["timeout"],
+                models=params["compare_models"],
+                baselines=params["baselines"],
+                run_id=params["run_id"],
+            )
+            result = seen.as_result(params["limit"])
+            arguments.refuse_masked(module, [result[key] for key in ("version_table", "current", "heads", "missing")])
+            if arguments.is_masked(module, result["models"]):
+                # Recorded in part, it would never be the same again.
+                result["models"] = {**result["models"], "state": "failed", "reason": "a secret is part of it"}
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)
     module.exit_json(changed=False, **result)

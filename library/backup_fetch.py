@@ -27,6 +27,9 @@ options:
     description: Where to put them on the controller; made with mode C(0700). It must not be open to others.
     type: path
     required: true
+  run_directory:
+    description: The directory of the run on the target, where a sign of life is left while nothing else runs there.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -70,6 +73,7 @@ def main() -> None:
         argument_spec={
             "files": {"type": "list", "elements": "dict", "required": True},
             "directory": {"type": "path", "required": True},
+            "run_directory": {"type": "path"},
         },
         supports_check_mode=True,
     )

@@ -41,6 +41,13 @@ options:
     description: Seconds to wait for a table that somebody has locked.
     type: int
     default: 30
+  content:
+    description:
+      - Whether the manifest gets a checksum of each column of each table, so that a restored copy can be proved to hold
+        the same values, not only as many rows.
+      - Everything is read once more for it, while C(pg_dump) runs (19 to 43 seconds of one processor for 2 GB).
+    type: bool
+    default: true
 attributes:
   check_mode:
     support: full
@@ -82,7 +89,8 @@ files:
   elements: dict
   sample: [{path: /var/backups/alembic-recovery/prod/aiproxy_1.dump, sha256: 9f86d081…, size_bytes: 812345}]
 manifest:
-  description: The manifest without the catalog's rows (C(structure)), which are only in the file.
+  description: The manifest without the catalog's rows (C(structure)) and the checksums (C(content)), which are only
+    in the file.
   returned: when there is a backup (not in check mode before it is made)
   type: dict
   sample: {run_id: 20251021T031500Z-7f3a, revisions: [0f864573b58a], row_counts: {public.songs: 10000}}
@@ -97,7 +105,7 @@ import os
 import re
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, dump, files, workbench
+from ansible.module_utils.alembic_recovery import arguments, dump, files, record, workbench
 from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -108,7 +116,9 @@ ARGUMENTS: dict[str, t.Any] = {
     "version_table": {"type": "str", "default": "alembic_version"},
     "timeout": {"type": "int", "default": 21600},
     "lock_timeout": {"type": "int", "default": 30},
+    "content": {"type": "bool", "default": True},
 }
+_LONG = ("structure", "content")
 _FORBIDDEN = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (named to be refused)
 
 
@@ -137,7 +147,7 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     runtime, database = places.database_runtime(), places.database()
     identity = database.identity()
     names = dump.names(params["directory"], identity["name"], params["run_id"])
-    result = {
+    result: dict[str, t.Any] = {
         "dump": names.dump,
         "manifest_file": names.manifest,
         "needed_bytes": dump.needed_bytes(identity["size_bytes"]),
@@ -150,6 +160,7 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     if module.check_mode:
         return {"changed": True, **result}
     files.private_directory(params["directory"])
+    record.begin(params["run_directory"], "backing_up")
     with workbench.open_workbench(
         runtime,
         places.login(),
@@ -166,16 +177,18 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
             images=runtime.images,
             timeout=params["timeout"],
             lock_timeout=params["lock_timeout"],
+            content=params["content"],
         ).make()
     for warning in manifest["warnings"]:
         module.warn(f"pg_dump said: {warning}")
     result.update(described(names, manifest))
     arguments.refuse_masked(module, [result["files"], manifest["row_counts"]])
+    record.begin(params["run_directory"], "backed_up", backup=[file["path"] for file in result["files"]])
     return {"changed": True, **result}
 
 
 def described(names: dump.Names, manifest: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """The files with their hashes, and the manifest without its longest part."""
+    """The files with their hashes, and the manifest without its longest parts."""
     parts = [part for part in (manifest["file"], manifest["globals"]) if part]
     directory = os.path.dirname(names.dump)
     listed = [{**part, "path": os.path.join(directory, part["name"])} for part in parts]
@@ -187,14 +200,15 @@ def described(names: dump.Names, manifest: t.Mapping[str, t.Any]) -> dict[str, t
             "sha256": files.sha256(names.manifest),
         }
     )
-    return {"files": listed, "manifest": {key: value for key, value in manifest.items() if key != "structure"}}
+    return {"files": listed, "manifest": {key: value for key, value in manifest.items() if key not in _LONG}}
 
 
 def main() -> None:
     """Run the module: options in, result or one clear failure out."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        result = execute(module)
+        with record.presence(module.params["run_directory"]):
+            result = execute(module)
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)
     module.exit_json(**result)

@@ -39,6 +39,11 @@ options:
     description: Whether to make a checksum of each column of each table. This reads everything.
     type: bool
     default: false
+  made_anew:
+    description: RV(alembic_repair#module:removed) of M(alembic_repair), to see whether what was removed is there again
+      as it was.
+    type: dict
+    default: {}
   structure:
     description: Whether to return the catalog's rows, not only what is computed from them.
     type: bool
@@ -77,16 +82,27 @@ lost_rows:
   type: list
   elements: str
   sample: ["public.songs has 9999 rows, there were 10000."]
+not_made_anew:
+  description: What of O(made_anew) is not there, or is made otherwise, one sentence for each object.
+  returned: when O(made_anew) is given
+  type: list
+  elements: str
+  sample: ["columns: public.songs.sketch_id is made otherwise: type was 'integer', is 'uuid'."]
 sequence_values:
   description: The last value of each sequence; none where it has not been used.
   returned: always
   type: dict
   sample: {public.songs_id_seq: 10000}
 properties:
-  description: What hangs on the database's own entry (owner, encoding, limits, grants, settings, comment).
+  description: What hangs on the database's own entry (owner, encoding, locale, limits, grants, settings, comment).
   returned: always
   type: dict
   sample: {owner: aiuser, encoding: UTF8, connection_limit: -1}
+large_objects:
+  description: The number of large objects.
+  returned: always
+  type: int
+  sample: 0
 row_counts:
   description: The exact number of rows of each table and materialized view.
   returned: when O(row_counts) is set
@@ -106,7 +122,7 @@ structure:
 
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, catalog
+from ansible.module_utils.alembic_recovery import arguments, catalog, record, repair_proof
 from ansible.module_utils.alembic_recovery.errors import RecoveryError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -118,6 +134,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "row_counts_before": {"type": "dict", "default": {}},
     "version_table": {"type": "str", "default": "alembic_version"},
     "content": {"type": "bool", "default": False},
+    "made_anew": {"type": "dict", "default": {}},
     "structure": {"type": "bool", "default": False},
 }
 
@@ -136,6 +153,9 @@ def execute(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     if params["row_counts"]:
         before = params["row_counts_before"]
         result["lost_rows"] = catalog.lost_rows(before, seen["row_counts"], params["version_table"])
+    if params["made_anew"]:
+        removed = params["made_anew"]
+        result["not_made_anew"] = repair_proof.not_made_anew(removed["structure"], removed["columns"], structure)
     if params["structure"]:
         result["structure"] = structure
     return result
@@ -145,7 +165,8 @@ def main() -> None:
     """Run the module: options in, result or one clear failure out."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        result = execute(module.params)
+        with record.presence(module.params["run_directory"]):
+            result = execute(module.params)
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)
     module.exit_json(changed=False, **result)

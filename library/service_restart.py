@@ -57,6 +57,11 @@ restarted:
   type: list
   elements: str
   sample: [api, worker]
+outage_seconds:
+  description: For how long the services were down, if this run has stopped them.
+  returned: always
+  type: float
+  sample: 4.2
 services:
   description: How each service is afterwards.
   returned: always
@@ -68,7 +73,7 @@ services:
 import datetime
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, services
+from ansible.module_utils.alembic_recovery import arguments, record, services
 from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -113,14 +118,26 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     patterns = params["log_patterns"] or services.LOG_PATTERNS
     restarted: list[str] = []
     seen: list[dict[str, t.Any]] = []
+    policies = begin(module)
     for service in arguments.Places(params).services():
         state = service.state()
         if due(state, since):
             restarted.append(service.name)
             if not module.check_mode:
+                if policies.get(service.name):
+                    service.set_policy(policies[service.name])
                 state = restart(service, patterns, params["timeout"])
         seen.append(state.as_result())
-    return {"changed": bool(restarted), "restarted": restarted, "services": seen}
+    run = None if module.check_mode else record.begin(params["run_directory"], "started")
+    outage = run.seconds_since("fencing") if run else None
+    return {"changed": bool(restarted), "restarted": restarted, "services": seen, "outage_seconds": outage}
+
+
+def begin(module: AnsibleModule) -> dict[str, str]:
+    """Write down that the services are being started; what started them again by themselves before the run."""
+    directory = None if module.check_mode else module.params["run_directory"]
+    run = record.begin(directory, "starting")
+    return dict(run.facts.get("policies") or {}) if run else {}
 
 
 def parse_moment(text: str | None) -> datetime.datetime | None:
@@ -143,7 +160,8 @@ def main() -> None:
     """Run the module: options in, result or one clear failure out."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        result = execute(module)
+        with record.presence(module.params["run_directory"]):
+            result = execute(module)
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)
     module.exit_json(**result)

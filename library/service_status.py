@@ -55,7 +55,7 @@ problems:
 
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, services
+from ansible.module_utils.alembic_recovery import arguments, record, services
 from ansible.module_utils.alembic_recovery.errors import RecoveryError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -87,7 +87,8 @@ def main() -> None:
     """Run the module: options in, result or one clear failure out."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        result = execute(module.params)
+        with record.presence(module.params["run_directory"]):
+            result = execute(module.params)
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)
     module.exit_json(changed=False, **result)

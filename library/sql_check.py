@@ -81,7 +81,7 @@ not_compared:
 
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, assertions
+from ansible.module_utils.alembic_recovery import arguments, assertions, record
 from ansible.module_utils.alembic_recovery.errors import RecoveryError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -131,7 +131,8 @@ def main() -> None:
     """Run the module: options in, result or one clear failure out."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        result = execute(module.params)
+        with record.presence(module.params["run_directory"]):
+            result = execute(module.params)
         arguments.refuse_masked(module, result["measured"])
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)

@@ -1,12 +1,17 @@
 """The agent: the application's own Alembic, run in the application's own Python, reporting what it sees.
 
-This file is sent over standard input to the application's interpreter (see `agent_client.py`), so it needs nothing but
-the standard library, SQLAlchemy (1.4 and later) and Alembic (1.7 and later), on Python 3.8 and later. It runs the
-application's unmodified `env.py` with a function of its own, and answers in JSON lines on the real standard output;
-whatever the application prints goes to standard error. It never decides: it returns evidence.
+This file and its parts are sent over standard input to the application's interpreter (see `agent_client.py`), so
+they need nothing but the standard library, SQLAlchemy (1.4 and later) and Alembic (1.7 and later), on Python 3.8 and
+later. It runs the application's unmodified `env.py` with a function of its own, and answers in JSON lines on the real
+standard output; whatever the application prints goes to standard error. It never decides: it returns evidence.
 
 A request is one JSON object: `command` (`status`, `plan`, `upgrade`, `downgrade`), `config` (the ini file), `section`,
-`steps` (revisions in order, for the last three), `settings` (session settings by name), `heal` (bool).
+`x_arguments`, `script_location`, `options` and `prepare` (see `agent_config.py`), `steps` (revisions in order, for the
+last three), `goals` (for a downgrade and its plan, by revision: the revision that
+is left when that one, and no other, has been undone, or `base`), `settings` (session settings by name), `heal` (bool),
+`measure` (bool: locks are watched), `redirect` (the database of the same server that every connection is to go to
+instead of its own), `models` (bool: a status also compares the models with the catalog, if that is at head, and hashes
+the revisions applied last).
 Before each step but the first it waits for one line on standard input: `go`, or the end, which stops it between
 revisions.
 """
@@ -22,7 +27,6 @@ if __name__ == "__main__":
     # To look leaves no trace: no compiled copies of the application's files beside them.
     sys.dont_write_bytecode = True
 
-import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import hashlib  # noqa: E402
 import io  # noqa: E402
@@ -37,9 +41,25 @@ import typing as t  # noqa: E402
 try:
     import alembic
     import sqlalchemy
-    from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
+    from ansible.module_utils.alembic_recovery.agent_config import prepared, read_config
+    from ansible.module_utils.alembic_recovery.agent_declared import Declarations, with_ancestors
+    from ansible.module_utils.alembic_recovery.agent_listen import LockWatch, Redirection, TransactionWatch
+    from ansible.module_utils.alembic_recovery.agent_models import compare, skipped
+    from ansible.module_utils.alembic_recovery.agent_sessions import (
+        PoolerError,
+        PoolerWatch,
+        SilentCommits,
+        commits,
+        is_autocommit,
+        keeps_something,
+        only_ends,
+        sqlstate_of,
+        told,
+        transaction_id,
+    )
+    from ansible.module_utils.alembic_recovery.agent_source import digest_of, downgrade_of
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
@@ -53,10 +73,17 @@ select current_database() as name,
        extract(epoch from pg_postmaster_start_time())::text as server_started,
        current_user as "user"
 """
+# Where a version table is that is not named with its schema: that depends on the application's own search path.
+SCHEMA = """
+select n.nspname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.oid = to_regclass(quote_ident(:name))
+"""
+# A bound, for a status must stay cheap on a chain of thousands.
+HASHED = 100
 
 
-class SetupError(Exception):
-    """The request names something that is not there."""
+class AmbiguousStepError(Exception):
+    """Alembic would do something else than the one revision that was asked for."""
 
 
 class Reporter:
@@ -80,19 +107,29 @@ class Journal:
     its URL; `PGOPTIONS` would be ignored by asyncpg.
     """
 
-    def __init__(self, reporter: Reporter, settings: t.Mapping[str, str]) -> None:
+    def __init__(self, reporter: Reporter, settings: t.Mapping[str, str], acts: bool) -> None:
         self._reporter = reporter
         self._settings = dict(settings)
+        self._acts = acts
         self._same: t.Optional[t.Dict[str, t.Any]] = None
+        self.pooler = PoolerWatch()
         self.revision: t.Optional[str] = None
         self.commits = 0
+        self._silent = SilentCommits()
 
     def listen(self) -> None:
         """Attach to every engine of the process, those included that are made later."""
+        self.pooler.listen()
         event.listen(Engine, "connect", self._on_connect)
+        event.listen(Engine, "begin", self._on_begin)
         event.listen(Engine, "before_cursor_execute", self._before)
         event.listen(Engine, "after_cursor_execute", self._after)
         event.listen(Engine, "commit", self._on_commit)
+        event.listen(Engine, "rollback", self._on_rollback)
+
+    def begin(self, revision: t.Optional[str]) -> None:
+        """What comes now belongs to this revision."""
+        self.revision, self._silent = revision, SilentCommits()
 
     def flush(self) -> None:
         """Report the statement that has been counted so far."""
@@ -100,9 +137,16 @@ class Journal:
             self._reporter.tell("statement", **self._same)
             self._same = None
 
-    def _on_connect(self, connection: t.Any, _record: t.Any) -> None:
+    def _on_connect(self, connection: t.Any, record: t.Any) -> None:
         if "sqlite" in type(connection).__module__:
             return
+        mode = self.pooler.look(connection)
+        if mode is not None and not self._acts:
+            # Whatever kind it is: a session that may be somebody else's next keeps no setting of ours.
+            record.info["alembic_recovery_local"] = True
+            return
+        if mode in ("transaction", "unknown"):
+            raise PoolerError("a connection of the application goes through a pooler that may share its session")
         cursor = connection.cursor()
         for name, value in self._settings.items():
             cursor.execute("select set_config('%s', '%s', false)" % (name, value))
@@ -110,28 +154,82 @@ class Journal:
         # A setting made in a transaction that is rolled back is gone with it.
         connection.commit()
 
-    def _before(self, _conn: t.Any, _cursor: t.Any, _sql: str, _params: t.Any, context: t.Any, _many: bool) -> None:
+    def _on_begin(self, conn: t.Any) -> None:
+        if not conn.info.get("alembic_recovery_local"):
+            return
+        cursor = conn.connection.dbapi_connection.cursor()
+        for name, value in self._settings.items():
+            # The default of a session says nothing about a transaction that has begun.
+            local = "transaction_read_only" if name == "default_transaction_read_only" else name
+            cursor.execute("select set_config('%s', '%s', true)" % (local, value))
+        cursor.close()
+
+    def _before(self, conn: t.Any, _cursor: t.Any, text: str, _params: t.Any, context: t.Any, _many: bool) -> None:
+        ours = self.revision is not None and conn.dialect.name == "postgresql"
+        if ours:
+            self._look_for_an_end(conn)
+            if self._same is not None and self._same["sql"] != text:
+                # This one may take long, or wait: what came before it is known by then.
+                self.flush()
+        if ours and commits(text):
+            self.flush()
+            # Whatever else is in the same text may be a transaction of its own, of which nobody knows beforehand.
+            alone = only_ends(text)
+            xid = transaction_id(conn) if alone else None
+            self._reporter.tell("commit_in_sql", revision=self.revision, xid=xid, more=not alone)
+            self._silent.known(conn)
+        elif ours and only_ends(text):
+            self._silent.known(conn)
+        # A statement outside of a transaction may leave something even if it fails (CREATE INDEX CONCURRENTLY).
+        alone = ours and is_autocommit(conn.connection.dbapi_connection) and keeps_something(text)
+        if alone:
+            self._reporter.tell("outside_transaction", revision=self.revision)
         if context is not None:
             context.alembic_recovery_started = time.monotonic()
+            context.alembic_recovery_alone = alone
 
-    def _after(self, _conn: t.Any, cursor: t.Any, text: str, _params: t.Any, context: t.Any, _many: bool) -> None:
+    def _after(self, conn: t.Any, cursor: t.Any, text: str, _params: t.Any, context: t.Any, _many: bool) -> None:
         if self.revision is None:
             return
         seconds = time.monotonic() - getattr(context, "alembic_recovery_started", time.monotonic())
+        alone = getattr(context, "alembic_recovery_alone", False)
         # Row by row is how data migrations work: equal statements in a row are one line of the journal. Parameters
         # are data of the application and are never reported.
-        if self._same is None or self._same["sql"] != text or self._same["revision"] != self.revision:
+        same = self._same
+        if same is None or (same["sql"], same["revision"], same["alone"]) != (text, self.revision, alone):
             self.flush()
-            self._same = {"revision": self.revision, "sql": text, "count": 0, "seconds": 0.0, "rows": 0}
-        self._same["count"] += 1
-        self._same["seconds"] = round(self._same["seconds"] + seconds, 6)
-        self._same["rows"] += max(getattr(cursor, "rowcount", 0) or 0, 0)
+            same = {"revision": self.revision, "sql": text, "count": 0, "seconds": 0.0, "longest": 0.0, "rows": 0}
+            same["alone"] = alone
+            self._same = same
+        same["count"] += 1
+        same["seconds"] = round(same["seconds"] + seconds, 6)
+        same["longest"] = max(same["longest"], round(seconds, 6))
+        same["rows"] += max(getattr(cursor, "rowcount", 0) or 0, 0)
+        if conn.dialect.name == "postgresql":
+            self._look_for_an_end(conn)
+            blind = self._silent.blind
+            self._silent.ran(conn)
+            if self._silent.blind and not blind:
+                self._reporter.tell("blind", revision=self.revision)
 
-    def _on_commit(self, _conn: t.Any) -> None:
+    def _look_for_an_end(self, conn: t.Any) -> None:
+        if self._silent.ended(conn):
+            self.flush()
+            self._reporter.tell("commit", revision=self.revision, xid=None)
+
+    def _on_rollback(self, conn: t.Any) -> None:
+        if self.revision is not None and conn.dialect.name == "postgresql":
+            self._look_for_an_end(conn)
+            self._silent.known(conn)
+
+    def _on_commit(self, conn: t.Any) -> None:
         if self.revision is not None:
+            if conn.dialect.name == "postgresql":
+                self._look_for_an_end(conn)
+                self._silent.known(conn)
             self.commits += 1
             self.flush()
-            self._reporter.tell("commit", revision=self.revision)
+            self._reporter.tell("commit", revision=self.revision, xid=transaction_id(conn))
 
 
 class Agent:
@@ -140,49 +238,92 @@ class Agent:
     def __init__(self, request: t.Mapping[str, t.Any], reporter: Reporter) -> None:
         self._request = request
         self._reporter = reporter
-        self._journal = Journal(reporter, request.get("settings") or {})
-        self._config = self._read_config()
-        self._script = ScriptDirectory.from_config(self._config)
+        acts = request["command"] in ("upgrade", "downgrade")
+        self._journal = Journal(reporter, request.get("settings") or {}, acts)
+        self._locks = LockWatch()
+        self._config = read_config(request)
 
     def run(self) -> None:
         """Do what the request asks for."""
+        if self._request.get("redirect"):
+            # First: what is not where it should be is given no setting either.
+            Redirection(self._request["redirect"]).listen()
         self._journal.listen()
-        command = self._request["command"]
-        if command == "status":
-            self._status()
-        elif command == "plan":
-            for revision in self._request["steps"]:
-                self._plan(revision)
-        else:
-            self._walk(command)
+        if self._request.get("measure"):
+            self._locks.listen()
+        # From here on code of the application runs: the path of its scripts may be that of a package.
+        self._script = ScriptDirectory.from_config(self._config)
+        with prepared(self._request):
+            command = self._request["command"]
+            if command == "status":
+                self._status()
+            elif command == "plan":
+                self._plan_all()
+            else:
+                self._walk(command)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def _status(self) -> None:
         seen: t.List[t.Dict[str, t.Any]] = []
+        declarations: t.List[Declarations] = []
+        models: t.List[t.Dict[str, t.Any]] = []
+        wanted = bool(self._request.get("models"))
 
         def look(rows: t.Any, context: t.Any) -> t.List[t.Any]:
-            where = context.connection.exec_driver_sql(WHERE).mappings().first()
+            connection, table = context.connection, context.version_table
+            where = connection.exec_driver_sql(WHERE).mappings().first()
             seen.append(
                 {
                     "rows": sorted(str(row) for row in rows),
-                    "version_table": context.version_table,
+                    "version_table": table,
                     "version_table_schema": context.version_table_schema,
+                    "found_in_schema": connection.execute(sqlalchemy.text(SCHEMA), {"name": table}).scalar(),
                     "database": dict(where),
                 }
             )
+            declarations.append(Declarations(context))
+            if wanted and models:  # of another database, or of another schema: they would not be compared as one
+                models.append(skipped("not the first"))
+            elif wanted:
+                applied = {revision.revision for revision in self._applied(rows)}
+                at_head = applied.issuperset(self._script.get_heads())
+                models.append(compare(context, self._script.dir, at_head=at_head))
             return []
 
         # dont_mutate: Alembic would create its version table even to look (alembic#694).
         self._environment(look, dont_mutate=True)
+        scripts = list(self._script.walk_revisions())
         self._reporter.tell(
             "status",
             databases=seen,
+            pooler=self._journal.pooler.mode,
             # Read only now: env.py may set version locations, and the scripts outside of it are not all there are.
             heads=sorted(self._script.get_heads()),
             bases=sorted(self._script.get_bases()),
-            revisions=[self._describe(revision) for revision in self._script.walk_revisions()],
+            revisions=[self._describe(revision) for revision in scripts],
+            # Of several version tables, each would have to be compared in its own schema.
+            declared=declarations[0].collect(scripts, seen[0]["rows"]) if len(seen) == 1 else None,
+            models=models,
+            sources=self._sources([row for one in seen for row in one["rows"]]) if wanted else {},
+            places=sorted({os.path.dirname(os.path.abspath(revision.path)) for revision in scripts}),
         )
+
+    def _applied(self, rows: t.Iterable[str]) -> t.List[t.Any]:
+        """The revisions that version rows stand for, newest first."""
+        scripts = list(self._script.walk_revisions())
+        names = with_ancestors({revision.revision: revision for revision in scripts}, rows)
+        return [revision for revision in scripts if revision.revision in names]
+
+    def _sources(self, rows: t.Sequence[str]) -> t.Dict[str, str]:
+        """What the newest of the applied revisions do, as a hash of each."""
+        found = {}
+        for revision in self._applied(rows)[:HASHED]:
+            with open(revision.path, "rb") as file:
+                digest = digest_of(file.read())
+            if digest is not None:
+                found[revision.revision] = digest
+        return found
 
     def _describe(self, revision: t.Any) -> t.Dict[str, t.Any]:
         with open(revision.path, "rb") as file:
@@ -198,27 +339,45 @@ class Agent:
             "sha256": hashlib.sha256(source).hexdigest(),
             "commits": bool(re.search(r"\.commit\(\s*\)|[\"']\s*commit\s*;?\s*[\"']", text, re.IGNORECASE)),
             "autocommit_block": "autocommit_block" in text,
+            "downgrade": downgrade_of(source),
         }
+
+    def _plan_all(self) -> None:
+        # env.py may set version locations: only when it has run once are all scripts there.
+        self._environment(lambda _rows, _context: [], dont_mutate=True)
+        for revision in self._request["steps"]:
+            self._plan(revision)
 
     def _plan(self, revision: str) -> None:
         """The SQL of one step as Alembic's offline mode writes it, or why there is none."""
-        script = self._script.get_revision(revision)
-        before = _ids(script.down_revision)
+        goal = (self._request.get("goals") or {}).get(revision)
+        before = _ids(self._script.get_revision(revision).down_revision)
+        start = revision if goal else before[0] if before else "base"
         out = io.StringIO()
         self._config.output_buffer = out
 
         def steps(rows: t.Any, _context: t.Any) -> t.Any:
-            return self._script._upgrade_revs(revision, rows)
+            return self._chosen(revision, goal, rows)
 
         try:
-            self._environment(
-                steps, as_sql=True, starting_rev=before[0] if before else "base", destination_rev=revision
-            )
+            self._environment(steps, as_sql=True, starting_rev=start, destination_rev=goal or revision)
         except Exception as error:  # a revision that reads rows has no offline form: any error may come of that
-            reason = "%s: %s" % (type(error).__name__, (str(error).splitlines() or [""])[0][:200])
+            reason = "%s: %s" % (type(error).__name__, describe_error(error)["message"][:200])
             self._reporter.tell("plan", revision=revision, sql=None, reason=reason)
         else:
             self._reporter.tell("plan", revision=revision, sql=out.getvalue(), reason=None)
+
+    def _chosen(self, revision: str, goal: t.Optional[str], rows: t.Any) -> t.Any:
+        """Alembic's own steps for one revision, up to it, or with a goal, down from it: itself and no other."""
+        if goal is None:
+            return self._script._upgrade_revs(revision, rows)
+        chosen = self._script._downgrade_revs(goal, rows)
+        named = [step.revision.revision for step in chosen]
+        if named != [revision]:
+            raise AmbiguousStepError(
+                "To undo %s alone, Alembic would undo: %s." % (revision, ", ".join(named) or "nothing")
+            )
+        return chosen
 
     # -- acting ----------------------------------------------------------------------------------------------------
 
@@ -229,41 +388,36 @@ class Agent:
                 return
             self._step(command, target)
 
-    def _step(self, command: str, target: str) -> None:
-        """One revision in a transaction of its own; `target` is absolute, never relative."""
-        self._reporter.tell("starting", revision=target)
+    def _step(self, command: str, revision: str) -> None:
+        """One revision in a transaction of its own; where it goes is absolute, never relative."""
+        self._reporter.tell("starting", revision=revision)
         started = time.monotonic()
         commits = self._journal.commits
+        goal = self._request["goals"][revision] if command == "downgrade" else None
 
         def steps(rows: t.Any, _context: t.Any) -> t.Any:
-            choose = self._script._upgrade_revs if command == "upgrade" else self._script._downgrade_revs
-            return choose(target, rows)
+            return self._chosen(revision, goal, rows)
 
-        self._journal.revision = target
+        self._journal.begin(revision)
+        self._locks.begin()
         try:
             with TransactionWatch(bool(self._request.get("heal"))) as watch:
-                self._environment(steps, on_version_apply=watch.applied, destination_rev=target)
+                self._environment(steps, on_version_apply=watch.applied, destination_rev=goal or revision)
         finally:
-            self._journal.revision = None
+            locks = self._locks.end()
+            self._journal.begin(None)
             self._journal.flush()
         self._reporter.tell(
-            "applied",
-            revision=target,
+            "undone" if goal else "applied",
+            revision=revision,
             seconds=round(time.monotonic() - started, 3),
             commits=self._journal.commits - commits,
             healed=watch.healed,
             lost=watch.lost,
+            locks=locks,
         )
 
     # -- Alembic ---------------------------------------------------------------------------------------------------
-
-    def _read_config(self) -> Config:
-        name = self._request.get("config") or "alembic.ini"
-        if not os.path.exists(name):
-            raise SetupError("There is no %s in %s." % (name, os.getcwd()))
-        # env.py may read x arguments or options from here; the command line always gives them.
-        options = argparse.Namespace(x=[], config=name, name=self._request.get("section") or "alembic", raiseerr=True)
-        return Config(name, ini_section=options.name, cmd_opts=options)
 
     def _environment(self, work: t.Any, on_version_apply: t.Any = None, **options: t.Any) -> None:
         """Run the application's env.py, with `work` where Alembic's commands put theirs."""
@@ -283,59 +437,6 @@ class Agent:
             self._script.run_env()
 
 
-class TransactionWatch:
-    """Sees a version update that is about to be rolled back although nothing went wrong, and commits it.
-
-    A revision that calls `commit()` closes Alembic's transaction; the version update that follows runs in a new one
-    that nobody commits, and Alembic exits 0 (trap 1). The same becomes of a transaction that Alembic takes for an
-    external one, because env.py has executed SQL before `configure()` (trap 2). Both end in the moment in which the
-    connection is closed, with a rollback. Until then nothing is touched: an env.py that commits by itself stays in
-    charge, and its context managers stay intact.
-    """
-
-    def __init__(self, heal: bool) -> None:
-        self._heal = heal
-        self._pending: t.Any = None
-        self._commits = 0
-        self.healed: t.List[str] = []
-        self.lost: t.List[str] = []
-
-    def __enter__(self) -> TransactionWatch:
-        event.listen(Engine, "commit", self._on_commit)
-        event.listen(Engine, "rollback", self._on_rollback)
-        return self
-
-    def __exit__(self, *_unused: object) -> None:
-        event.remove(Engine, "commit", self._on_commit)
-        event.remove(Engine, "rollback", self._on_rollback)
-
-    def applied(self, *, ctx: t.Any, **_kw: t.Any) -> None:
-        """Called by Alembic when the version row of a step has been updated."""
-        if ctx.connection.in_transaction():
-            self._pending = ctx.connection.connection.dbapi_connection
-
-    def _on_commit(self, connection: t.Any) -> None:
-        if self._pending is None:
-            self._commits += 1
-        elif self._is_pending(connection):
-            self._pending = None
-
-    def _on_rollback(self, connection: t.Any) -> None:
-        # With an exception on its way, the rollback is what everybody wants.
-        if not self._is_pending(connection) or sys.exc_info()[0] is not None:
-            return
-        self._pending = None
-        kind = "revision_ended_transaction" if self._commits else "external_transaction"
-        if self._heal:
-            connection.dialect.do_commit(connection.connection)
-            self.healed.append(kind)
-        else:
-            self.lost.append(kind)
-
-    def _is_pending(self, connection: t.Any) -> bool:
-        return self._pending is not None and connection.connection.dbapi_connection is self._pending
-
-
 def _ids(value: t.Any) -> t.List[str]:
     if value is None:
         return []
@@ -346,11 +447,16 @@ def describe_error(error: BaseException) -> t.Dict[str, t.Any]:
     """An error without the application's data: the server's primary message, not the statement and its parameters."""
     inner = getattr(error, "orig", None) or error
     diag = getattr(inner, "diag", None)
-    message = getattr(diag, "message_primary", None) or (str(inner).splitlines() or [type(inner).__name__])[0]
+    primary = getattr(diag, "message_primary", None) or told(inner).get("M")
+    message = str(primary or (str(inner).splitlines() or [type(inner).__name__])[0])
+    sqlstate = sqlstate_of(error)
+    if isinstance(inner, ValueError) or str(sqlstate or "").startswith("22"):
+        # These quote the value that they do not like.
+        message = re.sub(r"([\"']).*(?:\1|$)", r"\1…\1", message, flags=re.DOTALL)
     return {
         "kind": "%s.%s" % (type(inner).__module__, type(inner).__name__),
         "message": message[:500],
-        "sqlstate": getattr(inner, "sqlstate", None) or getattr(inner, "pgcode", None),
+        "sqlstate": sqlstate,
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pkgutil
+import time
 import typing as t
 
 from ansible.module_utils.alembic_recovery.errors import AgentError, CommandError
@@ -15,7 +17,34 @@ from ansible.module_utils.alembic_recovery.runtime import DockerRuntime, Runtime
 # into the application's container, and the command line holds no more than this.
 _BOOT = "import sys;exec(compile(sys.stdin.buffer.read(int(sys.argv[1])),'alembic-recovery-agent','exec'))"
 
+# The agent imports its parts by their full names, which are not there in the application's environment. Nothing of the
+# working directory may be seen meanwhile: an application may keep its migrations in a package called `alembic`.
+_ASSEMBLED = """
+import sys, types
+sys.path[:] = [entry for entry in sys.path if entry != ""]
+sys.dont_write_bytecode = True
+for name, text in {parts!r}.items():
+    sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), sys.modules[name].__dict__)
+exec(compile({main!r}, "alembic-recovery-agent", "exec"))
+"""
+_PACKAGE = "ansible.module_utils.alembic_recovery"
+_PARTS = (
+    # In the order in which they need each other.
+    "agent_config", "agent_declared", "agent_sessions", "agent_listen", "agent_models", "agent_source",
+)  # fmt: skip
+
 Message = t.Dict[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Meanwhile:
+    """Something to do each time that the agent has been silent for so many seconds: some `times`, and `then`."""
+
+    act: t.Callable[[], None]
+    every: float
+    times: int
+    then: float
 
 
 class Dialogue:
@@ -27,15 +56,16 @@ class Dialogue:
         self._on_message = on_message
         self.hello: Message = {}
 
-    def messages(self, timeout: float) -> t.Iterator[Message]:
+    def messages(self, timeout: float, meanwhile: Meanwhile | None = None) -> t.Iterator[Message]:
         """What it reports, until it says that it has ended.
 
         :param timeout: seconds of silence that are accepted.
+        :param meanwhile: what to do while it is silent.
         :raises AgentError: it reported an error, ended without a last word, or fell silent.
         """
         while True:
             try:
-                line = self._conversation.read_line(timeout)
+                line = self._line(timeout, meanwhile)
             except CommandError as error:
                 raise AgentError(
                     f"The application's Alembic in {self._where} has been silent for {timeout:g} s and was ended.",
@@ -56,6 +86,21 @@ class Dialogue:
                 return
             yield message
 
+    def _line(self, timeout: float, meanwhile: Meanwhile | None) -> str | None:
+        deadline = time.monotonic() + timeout
+        if meanwhile is None:
+            return self._conversation.read_line(timeout)
+        looks = 0
+        while True:
+            pause = meanwhile.every if looks < meanwhile.times else meanwhile.then
+            try:
+                return self._conversation.read_line(min(pause, max(deadline - time.monotonic(), 0.0)))
+            except CommandError:
+                if time.monotonic() >= deadline:
+                    raise
+                meanwhile.act()
+                looks += 1
+
     def go(self) -> None:
         """Let it take the next step."""
         self._conversation.send("go\n")
@@ -69,13 +114,12 @@ class Dialogue:
         # Docker gives a signal as an exit code of 128 and its number.
         signal = -rc if isinstance(rc, int) and rc < 0 else 9 if rc == 137 else None
         how = f"was killed (signal {signal})" if signal else f"ended before it had answered (exit code {rc})"
-        hint = "" if self.hello else " Are app.python and app.workdir in recovery_stack those of the application?"
-        words = " / ".join(said[-3:]) or "none"
-        return AgentError(
-            f"The application's Python in {self._where} {how}. Its last words: {words}.{hint}",
-            kind="ended",
-            rc=rc,
-        )
+        text = f"The application's Python in {self._where} {how}."
+        if not self.hello:
+            text += f" Its last words: {' / '.join(said[-3:]) or 'none'}."
+            text += " Are app.python and app.workdir in recovery_stack those of the application?"
+        # Later words are the application's own: statements with their parameters may be among them.
+        return AgentError(text, kind="ended", rc=rc)
 
     def _reported(self, message: Message) -> AgentError:
         kind = message["kind"]
@@ -85,8 +129,10 @@ class Dialogue:
                 f"{message['executable']} in {self._where} has no Alembic or SQLAlchemy ({message['message']}). "
                 "Set app.python in recovery_stack to the application's own interpreter."
             )
+        elif kind.endswith((".RedirectError", ".AmbiguousStepError", ".PoolerError")):
+            text = f"The application's Alembic in {self._where} was stopped: {message['message']}"
         elif kind.endswith(".SetupError"):
-            text = f"{message['message']} Correct app.workdir or app.alembic_config in recovery_stack."
+            text = message["message"]
         return AgentError(text, kind=kind, sqlstate=message.get("sqlstate"))
 
 
@@ -107,8 +153,7 @@ def dialogue(
     :param on_message: called with every message as it arrives.
     :raises RecoveryError: it could not be started.
     """
-    source = pkgutil.get_data("ansible.module_utils.alembic_recovery", "agent.py")
-    assert source is not None
+    source = assembled().encode()
     words = [python, "-c", _BOOT, str(len(source))]
     with contextlib.ExitStack() as stack:
         try:
@@ -140,6 +185,32 @@ def ask(runtime: Runtime, python: str, request: t.Mapping[str, t.Any], *, timeou
             raise
     with dialogue(runtime, python, request, act=True) as talk:
         return list(talk.messages(timeout))
+
+
+def base_request(application: t.Mapping[str, t.Any]) -> Message:
+    """The part of a request that says where the application's migrations are, and how its own command finds them.
+
+    :param application: the option `application` of the modules.
+    """
+    return {
+        "config": application["alembic_config"],
+        "section": application["alembic_section"],
+        "x_arguments": application.get("x_arguments") or [],
+        "script_location": application.get("script_location"),
+        "options": application.get("alembic_options") or {},
+        "prepare": application.get("prepare"),
+        "redirect": application.get("redirect"),
+    }
+
+
+def assembled() -> str:
+    """The agent and its parts as one program."""
+    texts = {}
+    for name in ("agent", *_PARTS):
+        source = pkgutil.get_data(_PACKAGE, f"{name}.py")
+        assert source is not None
+        texts[f"{_PACKAGE}.{name}"] = source.decode()
+    return _ASSEMBLED.format(main=texts.pop(f"{_PACKAGE}.agent"), parts=texts)
 
 
 def _parsed(line: str) -> Message | None:

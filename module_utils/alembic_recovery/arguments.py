@@ -5,6 +5,7 @@ The same words as in `recovery_stack` of the inventory, so that a role passes a 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import typing as t
@@ -40,6 +41,9 @@ DATABASE: dict[str, t.Any] = {
         "port": {"type": "int", "aliases": ["login_port"]},
         "unix_socket": {"type": "path", "aliases": ["login_unix_socket"]},
         "bin_dir": {"type": "path"},
+        "maintenance_db": {"type": "str", "default": "postgres"},
+        "admin_user": {"type": "str"},
+        "admin_password": {"type": "str", "no_log": True},
     },
     **_PLACE_RULES,
 }
@@ -53,8 +57,17 @@ APPLICATION: dict[str, t.Any] = {
         "python": {"type": "str", "default": "python3"},
         "alembic_config": {"type": "str", "default": "alembic.ini"},
         "alembic_section": {"type": "str", "default": "alembic"},
+        "alembic_options": {"type": "dict", "no_log": True},
+        "script_location": {"type": "str"},
+        "x_arguments": {"type": "list", "elements": "str", "no_log": True},
+        "heads": {"type": "list", "elements": "str"},
+        "prepare": {"type": "str"},
+        "system_user": {"type": "str"},
         "environment": {"type": "dict", "no_log": True},
         "environment_file": {"type": "path"},
+        "redirect": {"type": "str"},
+        "network": {"type": "str"},
+        "image": {"type": "str"},
     },
     **_PLACE_RULES,
 }
@@ -78,6 +91,7 @@ SERVICES: dict[str, t.Any] = {
 #: Options of every module that starts anything.
 COMMON: dict[str, t.Any] = {
     "run_id": {"type": "str", "default": "by-hand"},
+    "run_directory": {"type": "path"},
     "docker_cli": {"type": "path"},
 }
 
@@ -87,26 +101,39 @@ _SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|CREDENTIAL|KEY|DSN|AUTH", re.IGNOR
 
 
 def choose_secrets(module: t.Any) -> None:
-    """Decide what Ansible masks in results: the password, and those of the application's variables that are secrets.
+    """Decide what Ansible masks in results: the password, and those of the application's settings that are secrets.
 
     Ansible masks every value of a `no_log` option wherever its characters stand, be it in the middle of a revision id.
-    All variables of the application are such an option, so that they are not logged; but one that is "1" is no secret.
+    All settings of the application (variables, options and x arguments of Alembic) are such options, so that they are
+    not logged; but one that is "1" is no secret.
 
     :param module: the running AnsibleModule.
     """
-    environment = (module.params.get("application") or {}).get("environment") or {}
+    application = module.params.get("application") or {}
+    pairs = [argument.partition("=")[::2] for argument in application.get("x_arguments") or ()]
+    settings = [*(application.get("environment") or {}).items(), *(application.get("alembic_options") or {}).items()]
     secrets: set[str] = set()
-    for name, value in environment.items():
+    for name, value in [*settings, *pairs]:
         text = str(value)
         password = urlsplit(text).password if "://" in text else None
         if password:
             secrets.update({text, password, unquote(password)})
         elif _SECRET_NAME.search(name):
             secrets.add(text)
-    password = (module.params.get("database") or {}).get("password")
+    database = module.params.get("database") or {}
+    passwords = {database[name] for name in ("password", "admin_password") if database.get(name)}
     module.no_log_values.clear()
-    module.no_log_values.update(secrets, {password} if password else ())
+    module.no_log_values.update(secrets, passwords)
     module.no_log_values.discard("")
+
+
+def is_masked(module: t.Any, result: t.Any) -> bool:
+    """Whether Ansible would mask something in a result, of JSON types.
+
+    :param module: the running AnsibleModule.
+    """
+    text = json.dumps(result, ensure_ascii=False)
+    return any(json.dumps(str(secret), ensure_ascii=False)[1:-1] in text for secret in module.no_log_values)
 
 
 def refuse_masked(module: t.Any, relied_on: t.Any) -> None:
@@ -116,8 +143,7 @@ def refuse_masked(module: t.Any, relied_on: t.Any) -> None:
     :param relied_on: that part of the result, of JSON types.
     :raises StackError: a secret is a part of it.
     """
-    text = json.dumps(relied_on, ensure_ascii=False)
-    if any(json.dumps(str(secret), ensure_ascii=False)[1:-1] in text for secret in module.no_log_values):
+    if is_masked(module, relied_on):
         raise StackError(
             "The database's password, or a secret of the application's environment, is also a part of a path, a table "
             "or a value that later steps need. Ansible masks a secret wherever it stands: they would work with a wrong "
@@ -158,14 +184,27 @@ class Places:
         :raises RecoveryError: it is not there.
         """
         app = self._params["application"]
+        env = {name: str(value) for name, value in (app["environment"] or {}).items()}
         if app["runtime"] == "docker":
             return DockerRuntime(
-                self.docker, self.container(app), run_id=self._params["run_id"], workdir=app["workdir"]
+                self.docker,
+                self.container(app),
+                run_id=self._params["run_id"],
+                workdir=app["workdir"],
+                network=app.get("network"),
+                image=app.get("image"),
+                env=env,
+                user=app["system_user"],
             )
+        if app.get("image"):
+            raise StackError("application.image is for containers: a process of this host has no image.")
+        if app.get("network"):
+            raise StackError("application.network is for containers: a process of this host is in no Docker network.")
         return HostRuntime(
             workdir=app["workdir"],
-            env={name: str(value) for name, value in (app["environment"] or {}).items()},
+            env=env,
             environment_file=app["environment_file"],
+            user=app["system_user"],
         )
 
     def services(self) -> list[service_managers.Service]:
@@ -195,22 +234,54 @@ class Places:
             return DockerRuntime(self.docker, self.container(database), run_id=self._params["run_id"])
         return HostRuntime()
 
-    def login(self) -> postgres.Login:
-        """Whom to ask the database as, and where."""
+    def login(self, name: str | None = None) -> postgres.Login:
+        """Whom to ask the database as, and where.
+
+        :param name: another database of the same server.
+        """
         database = self._params["database"]
         return postgres.Login(
-            database=database["name"],
+            database=name or database["name"],
             user=database["user"],
             host=database["unix_socket"] or database["host"],
             port=database["port"],
             password=database["password"],
+            # A run that was killed leaves sessions in the server: the next one finds and ends them by this name.
+            session=f"alembic-recovery:{self._params['run_id']}:work"[:63],
         )
 
-    def database(self) -> postgres.Database:
+    def admin_login(self, name: str) -> postgres.Login:
+        """Who makes, closes, renames and drops databases: the role for that, else the one for everything.
+
+        :param name: the database to be connected to.
+        """
+        database = self._params["database"]
+        login = self.login(name)
+        if not database["admin_user"]:
+            return login
+        return dataclasses.replace(login, user=database["admin_user"], password=database["admin_password"])
+
+    def database(self, name: str | None = None) -> postgres.Database:
         """The database, to be asked.
+
+        :param name: another database of the same server.
+        :raises RecoveryError: it is not there.
+        """
+        return self._open(self.login(name))
+
+    def maintenance(self) -> postgres.Database:
+        """The database beside the application's from which databases are made, closed, renamed and dropped.
 
         :raises RecoveryError: it is not there.
         """
-        return postgres.open_database(
-            self.login(), self.database_runtime(), bin_dir=self._params["database"]["bin_dir"]
-        )
+        return self._open(self.admin_login(self._params["database"]["maintenance_db"]))
+
+    def as_admin(self, name: str) -> postgres.Database:
+        """A database of the server, to be asked and changed by the role that makes databases.
+
+        :raises RecoveryError: it is not there.
+        """
+        return self._open(self.admin_login(name))
+
+    def _open(self, login: postgres.Login) -> postgres.Database:
+        return postgres.open_database(login, self.database_runtime(), bin_dir=self._params["database"]["bin_dir"])

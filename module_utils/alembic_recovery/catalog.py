@@ -9,7 +9,7 @@ import hashlib
 import json
 import typing as t
 
-from ansible.module_utils.alembic_recovery import sql
+from ansible.module_utils.alembic_recovery import properties, sql
 from ansible.module_utils.alembic_recovery.postgres import Database, Rows, Snapshot
 
 # Everything is asked with this search_path: pg_get_viewdef(), format_type() and regclass write names without their
@@ -19,16 +19,20 @@ SEARCH_PATH = "pg_catalog"
 _OURS = "n.nspname !~ '^pg_' and n.nspname <> 'information_schema'"
 _NOT_OF_EXTENSION = "not exists (select 1 from pg_depend e where e.objid = {oid} and e.deptype = 'e')"
 
-#: The parts of the fingerprint. Values of sequences are not among them: they move outside of transactions.
+#: The parts of the fingerprint. Values of sequences are not among them: they move outside of transactions. Privileges
+#: that PostgreSQL gives by itself are nothing, noted (after a GRANT and its REVOKE) or not: a dump cannot tell.
 STRUCTURE: t.Mapping[str, str] = {
     "schemas": f"""
         select n.nspname as name, pg_get_userbyid(n.nspowner) as owner,
-               coalesce((select string_agg(x::text, ',' order by x::text) from unnest(n.nspacl) x), '') as acl
+               coalesce((select string_agg(x::text, ',' order by x::text)
+                         from unnest(nullif(n.nspacl, acldefault('n', n.nspowner))) x), '') as acl
         from pg_namespace n where {_OURS} order by 1""",
     "relations": f"""
         select n.nspname as schema, c.relname as name, c.relkind as kind, c.relpersistence as persistence,
                pg_get_userbyid(c.relowner) as owner, c.relrowsecurity as row_security,
-               coalesce((select string_agg(x::text, ',' order by x::text) from unnest(c.relacl) x), '') as acl,
+               coalesce((select string_agg(x::text, ',' order by x::text) from unnest(
+                   nullif(c.relacl, acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner))
+               ) x), '') as acl,
                coalesce(c.reloptions::text, '') as options,
                case when c.relkind in ('v', 'm') then pg_get_viewdef(c.oid) else '' end as definition,
                coalesce(obj_description(c.oid, 'pg_class'), '') as comment
@@ -79,7 +83,7 @@ STRUCTURE: t.Mapping[str, str] = {
     "extensions": "select extname as name, extversion as version from pg_extension order by 1",
     "default_privileges": """
         select pg_get_userbyid(a.defaclrole) as role, coalesce(n.nspname, '') as schema, a.defaclobjtype as type,
-               a.defaclacl::text as acl
+               (select string_agg(x::text, ',' order by x::text) from unnest(a.defaclacl) x) as acl
         from pg_default_acl a left join pg_namespace n on n.oid = a.defaclnamespace order by 1, 2, 3""",
     "publications": "select pubname as name, puballtables as all_tables from pg_publication order by 1",
 }
@@ -88,11 +92,14 @@ SEQUENCE_VALUES = """
     select schemaname as schema, sequencename as name, last_value from pg_sequences
     where schemaname !~ '^pg_' order by 1, 2"""
 
+LARGE_OBJECTS = "select count(*) as count from pg_largeobject_metadata"
+
+#: What has rows; a materialized view that was never filled cannot be read.
 TABLES = f"""
     select n.nspname as schema, c.relname as name, greatest(c.reltuples, 0)::bigint as estimate,
            pg_total_relation_size(c.oid) as size_bytes
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind in ('r', 'm') and {_OURS} order by 1, 2"""
+    where c.relkind in ('r', 'm') and c.relispopulated and {_OURS} order by 1, 2"""
 
 #: What a dump locks, and whether it holds the rows: those of an extension's own tables come with the extension.
 LOCKABLE = f"""
@@ -102,15 +109,18 @@ LOCKABLE = f"""
     where c.relkind in ('r', 'p') and c.relpersistence <> 't' and {_OURS} order by 1, 2"""
 
 #: What hangs on the database's own entry, which no dump of the database carries.
-DATABASE_PROPERTIES = """
-    select pg_get_userbyid(d.datdba) as owner, pg_encoding_to_char(d.encoding) as encoding, d.datcollate, d.datctype,
-           d.datconnlimit as connection_limit,
-           coalesce((select jsonb_agg(x::text order by x::text) from unnest(d.datacl) x), '[]') as acl,
-           shobj_description(d.oid, 'pg_database') as comment,
-           coalesce((select jsonb_agg(jsonb_build_object('role', r.rolname, 'settings', s.setconfig) order by r.rolname)
-                     from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole
-                     where s.setdatabase = d.oid), '[]') as settings
-    from pg_database d where d.datname = current_database()"""
+DATABASE_PROPERTIES = properties.query()
+
+# The checksums are of values as text, and these decide how text is written: no setting of a role or a database may.
+_TEXT_SETTINGS: t.Mapping[str, str] = {
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "xmloption": "content",
+}
 
 
 def read_structure(snapshot: Snapshot) -> dict[str, Rows]:
@@ -149,12 +159,19 @@ def read_counts(snapshot: Snapshot) -> dict[str, int]:
     return {row["name"]: row["rows"] for row in sorted(counted, key=lambda row: row["name"])}
 
 
+def write_alike(snapshot: Snapshot) -> None:
+    """Let values be written as texts in the same way in every database, whatever is set there."""
+    for name, value in _TEXT_SETTINGS.items():
+        snapshot.tell(f"set local {name} = {sql.literal(value)}")
+
+
 def read_content(snapshot: Snapshot, columns: Rows) -> dict[str, dict[str, str]]:
     """A checksum of each column of each table, whatever order the rows are in: `{schema.table: {column: sum}}`.
 
     :param columns: the part `columns` of the structure.
     :raises DatabaseError: a table could not be read.
     """
+    write_alike(snapshot)
     tables = {(row["schema"], row["name"]) for row in snapshot.ask(TABLES)}
     by_table: dict[tuple[str, str], list[str]] = {}
     for row in columns:
@@ -165,7 +182,7 @@ def read_content(snapshot: Snapshot, columns: Rows) -> dict[str, dict[str, str]]
     for (schema, table), names in sorted(by_table.items()):
         # Sums do not depend on the order; NULL and '' must differ, so a NULL is counted apart.
         sums = ", ".join(
-            f"sum(hashtextextended({sql.identifier(name)}::text, 0)::numeric)::text || '/' || "
+            f"sum(hashtextextended({sql.identifier(name)}::text collate \"C\", 0)::numeric)::text || '/' || "
             f"count({sql.identifier(name)})::text as {sql.identifier(name)}"
             for name in names
         )
@@ -231,6 +248,7 @@ def read_all(database: Database, *, counts: bool, content: bool) -> dict[str, t.
             "structure": structure,
             "fingerprint": fingerprint(structure),
             "sequence_values": {qualified(row): row["last_value"] for row in snapshot.ask(SEQUENCE_VALUES)},
+            "large_objects": snapshot.ask(LARGE_OBJECTS)[0]["count"],
             "database": snapshot.ask(DATABASE_PROPERTIES)[0],
         }
         if counts:

@@ -134,7 +134,13 @@ class DockerCli:
         )
 
     def exec_argv(
-        self, container: str, argv: t.Sequence[str], *, env: t.Iterable[str] = (), workdir: str | None = None
+        self,
+        container: str,
+        argv: t.Sequence[str],
+        *,
+        env: t.Iterable[str] = (),
+        workdir: str | None = None,
+        user: str | None = None,
     ) -> list[str]:
         """The command line that runs `argv` in a running container, with its standard input, without a terminal.
 
@@ -145,6 +151,8 @@ class DockerCli:
             words += ["--env", name]
         if workdir:
             words += ["--workdir", workdir]
+        if user:
+            words += ["--user", user]
         return [*words, container, *argv]
 
     def create(self, task: OneOff) -> list[str]:
@@ -174,6 +182,41 @@ class DockerCli:
         """End and remove a container of our own, by name; none is fine, too."""
         self._docker("rm", "--force", "--volumes", container, expected=None)
 
+    def left_by_runs(self) -> dict[str, dict[str, list[str]]]:
+        """What runs have made and not removed: `{run id: {container|network|volume: names}}`, by our label.
+
+        :raises DockerError: no Engine.
+        """
+        found: dict[str, dict[str, list[str]]] = {}
+        for kind, name in (("container", "Names"), ("network", "Name"), ("volume", "Name")):
+            form = '{{.Label "' + RUN_LABEL + '"}}\t{{.' + name + "}}"
+            every = ["--all"] if kind == "container" else []
+            listed = self._docker(kind, "ls", *every, "--filter", f"label={RUN_LABEL}", "--format", form).stdout
+            for line in listed.splitlines():
+                run_id, _tab, thing = line.partition("\t")
+                found.setdefault(run_id, {}).setdefault(kind, []).append(thing)
+        return found
+
+    def created_before(self, moment: datetime.datetime, ending: str) -> list[str]:
+        """The names of our containers that were made before a moment and never started, and whose names end so."""
+        form = "{{.Names}}\t{{.CreatedAt}}"
+        ours = ["--filter", f"label={RUN_LABEL}", "--filter", "status=created", "--format", form]
+        found = []
+        for line in self._docker("ps", "--all", *ours).stdout.splitlines():
+            name, _tab, made = line.partition("\t")
+            # 2025-10-21 03:15:00 +0000 UTC
+            when = datetime.datetime.strptime(" ".join(made.split()[:3]), "%Y-%m-%d %H:%M:%S %z")
+            if name.endswith(ending) and when < moment:
+                found.append(name)
+        return found
+
+    def remove_left(self, things: t.Mapping[str, t.Sequence[str]]) -> None:
+        """Remove what :meth:`left_by_runs` has found of one run; it may be gone meanwhile."""
+        for kind in ("container", "network", "volume"):
+            for name in things.get(kind, ()):
+                words = ["rm", "--force", "--volumes", name] if kind == "container" else [kind, "rm", name]
+                self._docker(*words, expected=None)
+
     def logs_since(self, container: str, since: datetime.datetime, limit_lines: int) -> list[str]:
         """The last log lines of a container since a moment, standard output and error in the order of the Engine."""
         done = self._docker("logs", "--since", since.isoformat(), "--tail", str(limit_lines), container, timeout=60.0)
@@ -190,10 +233,37 @@ class DockerCli:
         tags = json.loads(done.stdout) if done.rc == 0 else None
         return tags[0] if tags else image_id
 
+    def images(self, *, label: str | None = None) -> list[tuple[str, str, str]]:
+        """The images that are here, the newest first: id, repository and tag; empty where it has none of these.
+
+        :param label: only those with this label, as `name=value`.
+        :raises DockerError: no Engine.
+        """
+        chosen = ["--filter", f"label={label}"] if label else []
+        form = "{{.ID}}\t{{.Repository}}\t{{.Tag}}"
+        listed = self._docker("image", "ls", "--no-trunc", *chosen, "--format", form).stdout.splitlines()
+        rows = [line.replace("<none>", "").split("\t") for line in listed]
+        return [(image_id, repository, tag) for image_id, repository, tag in rows]
+
     def image_environment(self, image_id: str) -> list[str]:
         """The `NAME=value` pairs that an image brings itself."""
         done = self._docker("image", "inspect", "--format", "{{json .Config.Env}}", image_id)
         return json.loads(done.stdout) or []
+
+    def image_id(self, image: str) -> str:
+        """The id of an image that is here, by its name or id; nothing is pulled.
+
+        :raises DockerError: it is not here, or no Engine.
+        """
+        done = self._docker("image", "inspect", "--format", "{{.Id}}", "--", image, expected=None)
+        if done.rc == 0:
+            return done.stdout.strip()
+        if "no such image" in done.stderr.lower():
+            raise DockerError(
+                f"There is no image {image} on this host. Nothing is pulled in the middle of an incident: docker image "
+                "ls shows those that are here; docker pull brings others."
+            )
+        raise self._trouble(done)
 
     def _names(self) -> str:
         names = self._docker("container", "ls", "--all", "--format", "{{.Names}}", expected=None).stdout.split()
@@ -272,7 +342,14 @@ def parse_time(text: str) -> datetime.datetime:
 
 
 def one_off_like(
-    docker: DockerCli, seen: t.Mapping[str, t.Any], *, name: str, argv: t.Sequence[str], run_id: str
+    docker: DockerCli,
+    seen: t.Mapping[str, t.Any],
+    *,
+    name: str,
+    argv: t.Sequence[str],
+    run_id: str,
+    image: str | None = None,
+    network: str | None = None,
 ) -> OneOff:
     """The one-off container that sees what a service's container sees: image, environment, networks, mounts.
 
@@ -280,27 +357,30 @@ def one_off_like(
     labels, no health check.
 
     :param seen: `docker inspect` of the service's container, which need not be running.
+    :param image: another image than the service's, by its id: other code in the same place.
+    :param network: for work in isolation: the only network it is in. It then sees the volumes read-only, and is told
+        no addresses or name servers of the service's.
     """
     config, host = seen["Config"], seen["HostConfig"]
     inherited = set(docker.image_environment(seen["Image"]))
     env = dict(pair.split("=", 1) for pair in config.get("Env") or [] if pair not in inherited and "=" in pair)
-    options = ["--volumes-from", seen["Id"]]
+    options = ["--volumes-from", f"{seen['Id']}:ro" if network else seen["Id"]]
     if config.get("User"):
         options += ["--user", config["User"]]
     if config.get("WorkingDir"):
         options += ["--workdir", config["WorkingDir"]]
-    for option, values in (
-        ("--add-host", host.get("ExtraHosts")),
-        ("--dns", host.get("Dns")),
-        ("--dns-search", host.get("DnsSearch")),
-        ("--group-add", host.get("GroupAdd")),
-    ):
-        for value in values or []:
-            options += [option, value]
+    named = (("--add-host", "ExtraHosts"), ("--dns", "Dns"), ("--dns-search", "DnsSearch"), ("--group-add", "GroupAdd"))
+    for option, key in named:
+        if option == "--group-add" or not network:
+            for value in host.get(key) or []:
+                options += [option, value]
+    image = image or seen["Image"]
+    if network:
+        return OneOff(name, image, argv, run_id, env, network, (), options)
     mode = host.get("NetworkMode") or "default"
     networks = list((seen.get("NetworkSettings") or {}).get("Networks") or {})
     if mode in ("host", "none") or mode.startswith("container:"):
         networks = []
     elif mode in networks:
         networks.remove(mode)
-    return OneOff(name, seen["Image"], argv, run_id, env, mode, networks, options)
+    return OneOff(name, image, argv, run_id, env, mode, networks, options)

@@ -12,7 +12,7 @@ import time
 import typing as t
 
 from ansible.module_utils.alembic_recovery import catalog, files, postgres, process, sql, workbench
-from ansible.module_utils.alembic_recovery.errors import DatabaseError, StackError
+from ansible.module_utils.alembic_recovery.errors import CommandError, DatabaseError, RecoveryError, StackError
 
 # Measured on 2 GB: zstd level 1 is smaller than gzip level 6 for a tenth of the time; gzip level 1 where pg_dump has no
 # zstd (before 16, or built without it). One that is built without says so at once, so trying is the way to know.
@@ -21,6 +21,7 @@ _MANIFEST_FORMAT = 1
 # A custom-format dump with compression is smaller than the database; the margin is for data that cannot be compressed.
 _SPACE_FACTOR = 1.1
 _SPACE_RESERVE = 64 << 20
+_TIMED_OUT = "57014"
 
 
 class Names(t.NamedTuple):
@@ -96,6 +97,25 @@ def intact(manifest_path: str, *, hashes: bool) -> dict[str, t.Any]:
     return manifest
 
 
+def revisions(
+    asked: postgres.Snapshot | postgres.Database, structure: t.Mapping[str, postgres.Rows], version_table: str
+) -> list[str] | None:
+    """The rows of Alembic's version table; ``None``: there is no such table.
+
+    :param version_table: as `table` or `schema.table`.
+    :raises DatabaseError: it cannot be read.
+    """
+    found = [
+        row
+        for row in structure["relations"]
+        if version_table in (row["name"], catalog.qualified(row)) and row["kind"] == "r"
+    ]
+    if not found:
+        return None
+    table = sql.identifier(found[0]["schema"], found[0]["name"])
+    return sorted(row["version_num"] for row in asked.ask(f"select version_num from {table}"))
+
+
 class Backup:
     """One backup of one database, from the first question to the manifest."""
 
@@ -110,8 +130,11 @@ class Backup:
         images: t.Mapping[str, str],
         timeout: float,
         lock_timeout: int,
+        content: bool = True,
     ) -> None:
         """:param timeout: seconds for the dump, and as many for reading it through.
+
+        :param content: make a checksum of each column of each table, too.
 
         :param lock_timeout: seconds to wait for a table that somebody has locked.
         """
@@ -123,6 +146,7 @@ class Backup:
         self._images = images
         self._timeout = timeout
         self._lock_timeout = lock_timeout
+        self._content = content
         self._warnings: list[str] = []
 
     def make(self) -> dict[str, t.Any]:
@@ -180,13 +204,22 @@ class Backup:
             if names_:
                 snapshot.tell(f"lock table only {', only '.join(names_)} in access share mode")
             name = snapshot.export()
+            # After the snapshot, before pg_dump: sequences are of no snapshot, and what is dumped is not behind this.
+            sequences = {catalog.qualified(row): row["last_value"] for row in snapshot.ask(catalog.SEQUENCE_VALUES)}
+            seen: dict[str, t.Any] = {}
             for compression in _COMPRESSIONS:
                 # Made before pg_dump opens it: it would be readable for everybody, whatever its umask is in there.
                 files.open_private(partial).close()
                 with self._bench.start("pg_dump", *self._options(partial, name, compression)) as conversation:
-                    seen = self._describe(snapshot)
-                    done = workbench.finish(conversation, self._timeout)
+                    seen = seen or {**self._describe(snapshot), "sequence_values": sequences}
+                    ended = _ended(conversation)
+                    if self._content and not ended and "content" not in seen:
+                        # All is read for this: not for a pg_dump that has refused its options already.
+                        seen["content"] = self._checksums(snapshot, seen["structure"])
+                    done = ended or workbench.finish(conversation, self._timeout)
                 if done.rc == 0:
+                    if "content" not in seen:
+                        seen["content"] = self._checksums(snapshot, seen["structure"]) if self._content else None
                     self._warnings += _lines(done.stderr)
                     return seen, compression
                 os.unlink(partial)
@@ -220,25 +253,24 @@ class Backup:
         return {
             "database": {**identity, "properties": snapshot.ask(catalog.DATABASE_PROPERTIES)[0]},
             "version_table": self._version_table,
-            "revisions": self._revisions(snapshot, structure),
+            "revisions": revisions(snapshot, structure, self._version_table),
             "fingerprint": catalog.fingerprint(structure),
             "row_counts": catalog.read_counts(snapshot),
-            "sequence_values": {
-                catalog.qualified(row): row["last_value"] for row in snapshot.ask(catalog.SEQUENCE_VALUES)
-            },
+            "large_objects": snapshot.ask(catalog.LARGE_OBJECTS)[0]["count"],
             "structure": structure,
         }
 
-    def _revisions(self, snapshot: postgres.Snapshot, structure: t.Mapping[str, postgres.Rows]) -> list[str] | None:
-        found = [
-            row
-            for row in structure["relations"]
-            if self._version_table in (row["name"], catalog.qualified(row)) and row["kind"] == "r"
-        ]
-        if not found:
+    def _checksums(
+        self, snapshot: postgres.Snapshot, structure: t.Mapping[str, postgres.Rows]
+    ) -> dict[str, dict[str, str]] | None:
+        """Last of what is asked: it takes longest, and the backup is one without it."""
+        try:
+            return catalog.read_content(snapshot, structure["columns"])
+        except RecoveryError as error:
+            if error.details.get("sqlstate") != _TIMED_OUT and not error.details.get("timed_out"):
+                raise
+            self._warnings.append("No checksums of the content: a table took longer than a question may.")
             return None
-        table = sql.identifier(found[0]["schema"], found[0]["name"])
-        return sorted(row["version_num"] for row in snapshot.ask(f"select version_num from {table}"))
 
     def _read_through(self, partial: str, tables: int) -> None:
         """Decode it to its end, and count the tables in it.
@@ -282,6 +314,17 @@ class Backup:
 
 def _described(path: str) -> dict[str, t.Any]:
     return {"name": os.path.basename(path), "size_bytes": os.path.getsize(path), "sha256": files.sha256(path)}
+
+
+def _ended(conversation: process.Conversation) -> process.Completed | None:
+    """How a program that says nothing on its standard output has ended, if it has."""
+    try:
+        conversation.close_stdin()
+        if conversation.read_line(0.01) is not None:
+            return None
+    except CommandError:
+        return None
+    return process.Completed(conversation.argv, conversation.wait(), "", conversation.said, 0.0)
 
 
 def _lines(text: str) -> list[str]:

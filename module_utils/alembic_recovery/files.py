@@ -82,6 +82,24 @@ def open_private(path: str) -> t.TextIO:
     return os.fdopen(descriptor, "w", encoding="utf-8")
 
 
+def private_opener(path: str, flags: int) -> int:
+    """For `open()`: a file that only its owner can read, and that belongs to the login user."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    if os.fstat(descriptor).st_uid == os.geteuid():
+        os.fchown(descriptor, *login_owner())
+    return descriptor
+
+
+def replace_private(path: str, text: str) -> None:
+    """Give a file a new content as a whole, on the disk before this returns; only its owner can read it."""
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8", opener=private_opener) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 def sha256(path: str) -> str:
     """The SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()

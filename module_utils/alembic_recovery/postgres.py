@@ -1,13 +1,12 @@
 """How SQL is asked: psql in the database's own container, psycopg 3 (or psql beside pg_dump) elsewhere.
 
-Whatever is asked here only looks: every question is asked in a read-only transaction of a new connection.
+Every question is asked in a read-only transaction of a new connection. :meth:`Database.act` alone changes something.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import glob
 import json
 import os
@@ -17,6 +16,7 @@ import typing as t
 
 from ansible.module_utils.alembic_recovery import process, sql
 from ansible.module_utils.alembic_recovery.errors import DatabaseError
+from ansible.module_utils.alembic_recovery.postgres_errors import Login, no_connection, refused
 from ansible.module_utils.alembic_recovery.runtime import DockerRuntime, HostRuntime, Runtime
 
 Rows = t.List[t.Dict[str, t.Any]]
@@ -30,9 +30,9 @@ _BEGIN = (
     "set local idle_in_transaction_session_timeout = 0",
 )
 _LOCK_TIMEOUT_S = 30
+_WHILE_ACTING = (f"lock_timeout = '{_LOCK_TIMEOUT_S}s'", "statement_timeout = 0", "search_path = pg_catalog")
 _LOCK_NOT_AVAILABLE = "55P03"
 _CORRUPTED = ("XX001", "XX002")
-_APPLICATION_NAME = "alembic-recovery"
 
 IDENTITY = """
 select d.oid::bigint as oid, d.datname as name, current_user as "user",
@@ -62,29 +62,6 @@ order by 1 limit 5
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Login:
-    """Whom to ask as, and where: `host` is a host name or the directory of a Unix socket, or nothing."""
-
-    database: str
-    user: str
-    host: str | None = None
-    port: int | None = None
-    password: str | None = None
-
-    def options(self) -> list[str]:
-        """The connection options of PostgreSQL's programs; the password is not among them."""
-        # As a connection string, for a name with `=` in it would be taken for one.
-        name = self.database.replace("\\", "\\\\").replace("'", "\\'")
-        options = [f"--dbname=dbname='{name}'", f"--username={self.user}"]
-        options += [f"--host={self.host}"] if self.host else []
-        return options + ([f"--port={self.port}"] if self.port else [])
-
-    def secrets(self) -> dict[str, str]:
-        """What belongs into the environment of PostgreSQL's programs, and nowhere else."""
-        return {"PGPASSWORD": self.password} if self.password else {}
-
-
 class Snapshot(abc.ABC):
     """A session whose transaction holds one snapshot, so that several questions and a dump see the same moment."""
 
@@ -93,6 +70,13 @@ class Snapshot(abc.ABC):
         """The rows of one query.
 
         :raises DatabaseError: it failed.
+        """
+
+    @abc.abstractmethod
+    def lines(self, query: str) -> t.Iterator[str]:
+        """The rows of one query as JSON texts, one by one, never all in memory; to be read to the end.
+
+        :raises DatabaseError: it failed; rows may have come before that.
         """
 
     @abc.abstractmethod
@@ -152,6 +136,22 @@ class Database(abc.ABC):
         except DatabaseError as error:
             raise self._explained(error) from error
 
+    def act(self, statements: t.Sequence[str], *, at_once: bool = False, returning: str = "select 1 as done") -> Rows:
+        """Execute statements that change something, over a new connection, in order; the rows of one last question.
+
+        :param at_once: all of them in one transaction; else each by itself, as CREATE DATABASE must be.
+        :param returning: what is asked last; with `at_once`, still in the transaction.
+        :raises DatabaseError: no connection, or one of them failed (`details['sqlstate']`); later ones were not tried.
+        """
+        opening = [f"set {name}" for name in _WHILE_ACTING]
+        with self._session([*opening, *(["begin"] if at_once else []), *statements]) as session:
+            # psql tells of an error only when it is asked for something.
+            rows = session.ask(returning)
+            if at_once:
+                session.tell("commit")
+                session.ask("select 1 as done")
+            return rows
+
     @abc.abstractmethod
     def _session(self, opening: t.Sequence[str]) -> t.ContextManager[Snapshot]:
         """A new connection that has run the statements of `opening`."""
@@ -209,7 +209,7 @@ class PsqlDatabase(Database):
         argv = [self._psql, "--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"]
         argv += ["--set", "ON_ERROR_STOP=1", "--set", "VERBOSITY=verbose"]
         argv += login.options()
-        env = {"PGAPPNAME": _APPLICATION_NAME, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **login.secrets()}
+        env = {"PGAPPNAME": login.session, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **login.secrets()}
         # Else the answers come in the database's own encoding.
         env["PGCLIENTENCODING"] = "UTF8"
         with self._runtime.converse([*self._runtime.before_psql(env), *argv], env=env) as conversation:
@@ -232,15 +232,31 @@ class _PsqlSnapshot(Snapshot):
 
     def ask(self, query: str) -> Rows:
         self.tell(sql.as_json(query))
-        line = self._conversation.read_line(_QUESTION_TIMEOUT_S + 30.0)
-        if line is None:
-            self._conversation.wait()
-            raise _psql_error(self._conversation.said, self._database)
+        line = self._line()
         try:
             return t.cast(Rows, json.loads(line))
         except ValueError:
             # The Engine tells on standard output that a container does not have a program.
-            raise _psql_error(f"{line}\n{self._conversation.said}", self._database) from None
+            raise refused(f"{line}\n{self._conversation.said}", self._database.login, self._database.where) from None
+
+    def lines(self, query: str) -> t.Iterator[str]:
+        self.tell(sql.as_copy(query))
+        # Not said after an error, for psql ends there.
+        self._conversation.send("\\echo end\n")
+        while True:
+            line = self._line()
+            if line == "end":
+                return
+            if not line.startswith("{"):
+                raise refused(f"{line}\n{self._conversation.said}", self._database.login, self._database.where)
+            yield sql.from_copy(line)
+
+    def _line(self) -> str:
+        line = self._conversation.read_line(_QUESTION_TIMEOUT_S + 30.0)
+        if line is None:
+            self._conversation.wait()
+            raise refused(self._conversation.said, self._database.login, self._database.where)
+        return line
 
 
 class PsycopgDatabase(Database):
@@ -262,18 +278,34 @@ class PsycopgDatabase(Database):
                     host=login.host,
                     port=login.port,
                     password=login.password,
-                    application_name=_APPLICATION_NAME,
+                    application_name=login.session,
                     connect_timeout=10,
                     autocommit=True,
                 )
         except (psycopg.Error, UnicodeError) as error:
             # Python itself refuses a host name that cannot be one.
-            raise no_connection(str(error), self) from error
+            raise no_connection(str(error), self.login, self.where) from error
         with connection:
+            self._refuse_a_pooler(connection)
             session = _PsycopgSnapshot(connection)
             for statement in opening:
                 session.tell(statement)
             yield session
+
+    def _refuse_a_pooler(self, connection: t.Any) -> None:
+        """A pooler gives a connection a process number of its own (BackendKeyData of the protocol).
+
+        Behind one, a setting or a lock may be in the session of somebody else, and a database cannot be renamed.
+        """
+        with _refusals():
+            (found,) = connection.execute("select pg_catalog.pg_backend_pid()").fetchone()
+        # Something that passes bytes on may give none, which libpq makes a zero of.
+        if connection.info.backend_pid not in (0, found):
+            raise DatabaseError(
+                f"The connection to database {self.login.database} as {self.login.user} in {self.where} goes through a "
+                "pooler (PgBouncer, for one), and not to the server itself. Set host and port, or unix_socket, in "
+                "recovery_stack.database to those of the server."
+            )
 
 
 class _PsycopgSnapshot(Snapshot):
@@ -286,14 +318,26 @@ class _PsycopgSnapshot(Snapshot):
     def ask(self, query: str) -> Rows:
         return t.cast(Rows, json.loads(self._execute(sql.as_json(query)).fetchone()[0]))
 
-    def _execute(self, statement: str) -> t.Any:
-        import psycopg
+    def lines(self, query: str) -> t.Iterator[str]:
+        with _refusals(), self._connection.cursor().copy(sql.as_copy(query)) as copy:
+            for row in copy.rows():
+                yield row[0]
 
-        try:
+    def _execute(self, statement: str) -> t.Any:
+        with _refusals():
             return self._connection.execute(statement)
-        except psycopg.Error as error:
-            said = error.diag.message_primary or str(error)
-            raise DatabaseError(f"PostgreSQL refused a question: {said}", sqlstate=error.sqlstate) from error
+
+
+@contextlib.contextmanager
+def _refusals() -> t.Iterator[None]:
+    """What psycopg raises inside, as our exception."""
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as error:
+        said = error.diag.message_primary or str(error)
+        raise DatabaseError(f"PostgreSQL refused a question: {said}", sqlstate=error.sqlstate) from error
 
 
 def open_database(login: Login, runtime: Runtime, *, bin_dir: str | None = None) -> Database:
@@ -349,37 +393,4 @@ def damage(relation: str | None) -> str:
     return (
         f"{what}The database itself is damaged. Stop here: take a physical copy of the data directory first, then look "
         "with pg_amcheck."
-    )
-
-
-_SQLSTATE = re.compile(r"^(?:psql:[^\n]*?)?(ERROR|FATAL|PANIC):\s+([0-9A-Z]{5}): (.*)$", re.MULTILINE)
-
-
-def _psql_error(said: str, database: Database) -> DatabaseError:
-    """What psql wrote before it ended, as an exception; its verbose form starts with the SQLSTATE."""
-    match = _SQLSTATE.search(said)
-    if match is not None and match.group(1) == "ERROR":
-        return DatabaseError(f"PostgreSQL refused a question: {match.group(3)}", sqlstate=match.group(2))
-    return no_connection(said, database)
-
-
-def no_connection(said: str, database: Database) -> DatabaseError:
-    """The exception for a connection that was not made, with what to look at next."""
-    login = database.login
-    text = " ".join(said.split()) or "psql ended without a word"
-    text += "" if text.endswith((".", "?", "!")) else "."
-    hint = "Is the server running, and are the names in recovery_stack.database right?"
-    if "does not exist" in text and "database" in text:
-        hint = f"Correct recovery_stack.database.name (psql --list --username {login.user} lists those that are there)."
-    elif "role" in text and "does not exist" in text:
-        hint = "Correct recovery_stack.database.user."
-    elif "password" in text:
-        hint = (
-            "Is recovery_stack.database.user right? Set recovery_stack.database.password (from Ansible Vault), or "
-            "correct it."
-        )
-    elif "command not found" in text or "executable file not found" in text:
-        hint = "The container has no psql: is it the database's container? Correct recovery_stack.database.container."
-    return DatabaseError(
-        f"No connection to database {login.database} as {login.user} in {database.where}: {text} {hint}"
     )

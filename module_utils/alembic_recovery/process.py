@@ -7,11 +7,13 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import pwd
 import queue
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import typing as t
@@ -144,9 +146,25 @@ class Conversation:
         *,
         env: t.Mapping[str, str] | None = None,
         cwd: str | None = None,
+        identity: pwd.struct_passwd | None = None,
     ) -> None:
-        """:raises CommandError: the command could not be started."""
+        """:param identity: the operating system's user whose process it is to be.
+
+        :raises CommandError: the command could not be started.
+        """
         self.argv = list(argv)
+        # Read before the fork: the lists of users may be kept by a service that answers over a socket.
+        changes = identity is not None and identity.pw_uid != os.geteuid()
+        groups = os.getgrouplist(identity.pw_name, identity.pw_gid) if identity is not None else []
+
+        def before_exec() -> None:
+            if identity is not None and changes:
+                os.setgroups(groups)
+                os.setgid(identity.pw_gid)
+                os.setuid(identity.pw_uid)
+            # Last: the kernel forgets this when a process changes its user.
+            _die_with_parent()
+
         self._stderr: collections.deque[str] = collections.deque(maxlen=_KEPT_OF_STDERR)
         self._lines: queue.Queue[str | None] = queue.Queue(maxsize=1000)
         try:
@@ -158,7 +176,7 @@ class Conversation:
                 env=environment(env),
                 cwd=cwd,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls prctl(2) and nothing else)
+                preexec_fn=before_exec,  # noqa: PLW1509 (system calls and nothing else)
                 encoding="utf-8",
                 errors="replace",
             )
@@ -258,6 +276,83 @@ class Conversation:
         assert self._child.stderr is not None
         for line in self._child.stderr:
             self._stderr.append(line)
+
+
+class Source:
+    """A running process whose standard output is read as bytes, in pieces, from :attr:`stream`.
+
+    Use as a context manager: leaving it ends the process group, whatever has happened.
+    """
+
+    def __init__(
+        self,
+        argv: t.Sequence[str],
+        *,
+        env: t.Mapping[str, str] | None = None,
+        stdin: t.IO[bytes] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """:param stdin: an open file for its standard input.
+
+        :param timeout: seconds, then the whole process group is killed, and :attr:`stream` ends.
+
+        :raises CommandError: the command could not be started.
+        """
+        self.argv = list(argv)
+        # A file, so that nobody has to read it meanwhile.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as this object)
+        try:
+            self._child = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                env=environment(env),
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls prctl(2) and nothing else)
+            )
+        except OSError as error:
+            self._said.close()
+            raise CommandError(f"{argv[0]} could not be started: {error.strerror}.", argv=self.argv) from error
+        assert self._child.stdout is not None
+        self.stream: t.IO[bytes] = self._child.stdout
+        self._timed_out = threading.Event()
+        self._watch = threading.Timer(timeout or threading.TIMEOUT_MAX, self._end)
+        self._watch.daemon = True
+        self._watch.start()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_unused: object) -> None:
+        self._watch.cancel()
+        if self._child.poll() is None:
+            _kill_group(self._child)
+        self.stream.close()
+        self._child.wait()
+        self._said.close()
+
+    def finish(self, timeout: float = 60.0) -> Completed:
+        """How it ended, after its output was read; its standard output is not in there.
+
+        :param timeout: seconds for its end, now that there is no more output.
+        :raises CommandError: it did not end in time.
+        """
+        try:
+            rc = self._child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._end()
+            rc = self._child.wait()
+        if self._timed_out.is_set():
+            raise CommandError(
+                f"{_shown(self.argv)} did not end in time and was killed.", argv=self.argv, timed_out=True
+            )
+        self._said.seek(0)
+        return Completed(self.argv, rc, "", self._said.read(1 << 16).decode("utf-8", "replace"), 0.0)
+
+    def _end(self) -> None:
+        self._timed_out.set()
+        _kill_group(self._child)
 
 
 def _die_with_parent() -> None:

@@ -36,15 +36,25 @@ def with_ancestors(known: Map, revisions: t.Iterable[str]) -> set[str]:
 
 def in_order(known: Map, revisions: t.Iterable[str]) -> list[str]:
     """The revisions so that each comes after what it needs; the same order every time."""
-    remaining = set(revisions)
+    chosen = set(revisions)
+    waits_for = {name: chosen.intersection(parents(known, name)) for name in chosen}
+    children: dict[str, list[str]] = {}
+    for name, needed in waits_for.items():
+        for parent in needed:
+            children.setdefault(parent, []).append(name)
     ordered: list[str] = []
-    while remaining:
-        ready = sorted(name for name in remaining if not remaining.intersection(parents(known, name)))
-        if not ready:  # a cycle: Alembic itself would have refused such scripts
-            return [*ordered, *sorted(remaining)]
+    ready = sorted(name for name, needed in waits_for.items() if not needed)
+    while ready:
         ordered.extend(ready)
-        remaining.difference_update(ready)
-    return ordered
+        freed: set[str] = set()
+        for name in ready:
+            for child in children.get(name, ()):
+                waits_for[child].discard(name)
+                if not waits_for[child]:
+                    freed.add(child)
+        ready = sorted(freed)
+    # A cycle is left over: Alembic itself would have refused such scripts.
+    return [*ordered, *sorted(chosen.difference(ordered))]
 
 
 def missing(known: Map, rows: t.Iterable[str], targets: t.Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ import abc
 import contextlib
 import dataclasses
 import os
+import pwd
 import typing as t
 
 from ansible.module_utils.alembic_recovery import process
@@ -63,15 +64,20 @@ class HostRuntime(Runtime):
         workdir: str | None = None,
         env: t.Mapping[str, str] | None = None,
         environment_file: str | None = None,
+        user: str | None = None,
     ) -> None:
         """:param environment_file: `NAME=value` lines, as systemd reads them.
+        :param user: whose processes they are, if not those of whoever runs the module.
 
-        :raises StackError: the working directory or the file cannot be read.
+        :raises StackError: the working directory or the file cannot be read, or there is no such user.
         """
         if workdir and not os.path.isdir(workdir):
             raise StackError(f"The working directory {workdir} is not there. Correct app.workdir in recovery_stack.")
         self._workdir = workdir
-        self._env = {**(read_environment_file(environment_file) if environment_file else {}), **(env or {})}
+        self._identity = _identity(user) if user else None
+        at_home = {"HOME": self._identity.pw_dir, "USER": user, "LOGNAME": user} if user and self._identity else {}
+        from_file = read_environment_file(environment_file) if environment_file else {}
+        self._env = {**at_home, **from_file, **(env or {})}
 
     @contextlib.contextmanager
     def converse(
@@ -83,27 +89,49 @@ class HostRuntime(Runtime):
         purpose: str = "look",  # noqa: ARG002
     ) -> t.Iterator[process.Conversation]:
         """See :meth:`Runtime.converse`."""
-        with process.Conversation(argv, env={**self._env, **(env or {})}, cwd=self._workdir) as conversation:
+        whole = {**self._env, **(env or {})}
+        with process.Conversation(argv, env=whole, cwd=self._workdir, identity=self._identity) as conversation:
             yield conversation
 
 
 class DockerRuntime(Runtime):
     """A container, running or not: in it to look while it is steady, else in a one-off container made like it."""
 
-    def __init__(self, docker: DockerCli, container: str, *, run_id: str, workdir: str | None = None) -> None:
-        """:raises DockerError: no such container, or no Engine."""
+    def __init__(
+        self,
+        docker: DockerCli,
+        container: str,
+        *,
+        run_id: str,
+        workdir: str | None = None,
+        network: str | None = None,
+        image: str | None = None,
+        env: t.Mapping[str, str] | None = None,
+        user: str | None = None,
+    ) -> None:
+        """:param network: work in isolation: always in a one-off container, which is in this network alone.
+        :param image: other code in the container's place: always in a one-off container, of this image.
+        :param env: variables on top of the container's own.
+        :param user: whose processes they are, if not those of the container's own user.
+
+        :raises DockerError: no such container or image, or no Engine.
+        """
         self.docker = docker
         self.container = container
         self.seen = docker.inspect(container)
         self.state = container_state(self.seen)
         self._run_id = run_id
         self._workdir = workdir
+        self._network = network
+        self._image = docker.image_id(image) if image else None
+        self._env = dict(env or {})
+        self._user = user
         self.where = f"container {container}"
 
     @property
     def images(self) -> dict[str, str]:
-        """The image of the container."""
-        return {self.container: self.state.image_id}
+        """The image of the container, or the one that stands in for it."""
+        return {self.container: self._image or self.state.image_id}
 
     def before_psql(self, given: t.Container[str]) -> list[str]:
         """See :meth:`Runtime.before_psql`."""
@@ -119,13 +147,14 @@ class DockerRuntime(Runtime):
         purpose: str = "look",
     ) -> t.Iterator[process.Conversation]:
         """See :meth:`Runtime.converse`."""
-        if act or not self.state.steady:
-            with self._one_off(argv, env or {}, purpose) as conversation:
+        whole = {**self._env, **(env or {})}
+        if act or self._network or self._image or not self.state.steady:
+            with self._one_off(argv, whole, purpose) as conversation:
                 yield conversation
             return
         self.where = f"container {self.container}"
-        words = self.docker.exec_argv(self.container, argv, env=env or {}, workdir=self._workdir)
-        with process.Conversation(words, env=env) as conversation:
+        words = self.docker.exec_argv(self.container, argv, env=whole, workdir=self._workdir, user=self._user)
+        with process.Conversation(words, env=whole) as conversation:
             yield conversation
 
     @contextlib.contextmanager
@@ -133,15 +162,38 @@ class DockerRuntime(Runtime):
         self, argv: t.Sequence[str], env: t.Mapping[str, str], purpose: str
     ) -> t.Iterator[process.Conversation]:
         name = one_off_name(self._run_id, purpose)
-        self.where = f"one-off container {name} (image and configuration of {self.container})"
-        task = one_off_like(self.docker, self.seen, name=name, argv=argv, run_id=self._run_id)
+        image = f"image {self._image[:19]}, configuration" if self._image else "image and configuration"
+        self.where = f"one-off container {name} ({image} of {self.container})"
+        task = one_off_like(
+            self.docker, self.seen, name=name, argv=argv, run_id=self._run_id, image=self._image, network=self._network
+        )
         options = list(task.options) + (["--workdir", self._workdir] if self._workdir else [])
+        options += ["--user", self._user] if self._user else []
         task = dataclasses.replace(task, env={**task.env, **env}, options=options)
         try:
             with process.Conversation(self.docker.create(task)) as conversation:
                 yield conversation
         finally:
             self.docker.remove(name)
+
+
+def _identity(user: str) -> pwd.struct_passwd:
+    """The operating system's entry for a user whose processes can be started.
+
+    :raises StackError: there is no such user, or only root may start its processes.
+    """
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError as error:
+        raise StackError(
+            f"This host has no user {user}. Correct app.system_user in recovery_stack: the user that the application "
+            "runs as."
+        ) from error
+    if os.geteuid() not in (0, found.pw_uid):
+        raise StackError(
+            f"Only root can start processes of user {user}. Log in as that user, or set ansible_become: true."
+        )
+    return found
 
 
 def one_off_name(run_id: str, purpose: str) -> str:

@@ -52,6 +52,12 @@ class State:
             return "is unhealthy"
         return ""
 
+    def age(self) -> float:
+        """For how many seconds it has been running; 0 where that is not known."""
+        if not self.running or self.started_at is None:
+            return 0.0
+        return (datetime.datetime.now(UTC) - self.started_at).total_seconds()
+
     def as_result(self) -> dict[str, t.Any]:
         """The JSON form for a task's result."""
         return {
@@ -68,6 +74,9 @@ class State:
 
 class Service(abc.ABC):
     """One service and who looks after it."""
+
+    #: Seconds between two looks while waiting for it: a look is the start of a process.
+    pause = 0.5
 
     def __init__(self, name: str, where: str, stop_timeout: int) -> None:
         self.name = name
@@ -87,6 +96,52 @@ class Service(abc.ABC):
 
         :raises RecoveryError: it was refused.
         """
+
+    @abc.abstractmethod
+    def stop_argv(self) -> list[str]:
+        """The command that ends it, with the time that it gets for that."""
+
+    @abc.abstractmethod
+    def start_argv(self) -> list[str]:
+        """The command that starts it."""
+
+    def stop(self) -> None:
+        """End it, and wait until it has ended; it gets `stop_timeout` seconds to finish what it is doing.
+
+        :raises RecoveryError: it was refused, or it still runs.
+        """
+        process.run(self.stop_argv(), timeout=self.stop_timeout + 120.0)
+        deadline = time.monotonic() + self.stop_timeout + 10.0
+        while self.state().running:
+            if time.monotonic() > deadline:
+                raise RecoveryError(f"{self.name} ({self.where}) was told to stop and still runs.", service=self.name)
+            time.sleep(self.pause)
+
+    def start(self) -> None:
+        """Start it; returns when that has been asked for.
+
+        :raises RecoveryError: it was refused.
+        """
+        process.run(self.start_argv(), timeout=120.0)
+
+    def policy(self) -> str | None:
+        """What starts it again by itself, as it is written in commands; ``None`` where a stop is respected."""
+        return None
+
+    def policy_argv(self, policy: str) -> list[str]:
+        """The command that sets what starts it again by itself."""
+        raise NotImplementedError
+
+    def set_policy(self, policy: str) -> None:
+        """Set what starts it again by itself.
+
+        :raises RecoveryError: it was refused.
+        """
+        process.run(self.policy_argv(policy))
+
+    def addresses(self) -> list[str]:
+        """The addresses from which it speaks with a database, as far as they can be told."""
+        return []
 
     @abc.abstractmethod
     def log_lines(self) -> list[str]:
@@ -117,6 +172,30 @@ class ContainerService(Service):
     def restart(self) -> None:
         """See :meth:`Service.restart`."""
         self._docker.act("restart", self._container, stop_timeout=self.stop_timeout)
+
+    def stop_argv(self) -> list[str]:
+        """See :meth:`Service.stop_argv`."""
+        return [self._docker.path, "stop", "--time", str(self.stop_timeout), self._container]
+
+    def start_argv(self) -> list[str]:
+        """See :meth:`Service.start_argv`."""
+        return [self._docker.path, "start", self._container]
+
+    def policy(self) -> str | None:
+        """See :meth:`Service.policy`; after a restart of the Engine, some start even what was stopped."""
+        seen = self._docker.inspect(self._container)["HostConfig"].get("RestartPolicy") or {}
+        name, count = seen.get("Name") or "no", seen.get("MaximumRetryCount") or 0
+        return f"{name}:{count}" if name == "on-failure" and count else name
+
+    def policy_argv(self, policy: str) -> list[str]:
+        """See :meth:`Service.policy_argv`."""
+        return [self._docker.path, "update", "--restart", policy, self._container]
+
+    def addresses(self) -> list[str]:
+        """See :meth:`Service.addresses`."""
+        networks = (self._docker.inspect(self._container).get("NetworkSettings") or {}).get("Networks") or {}
+        found = [seen.get(key) for seen in networks.values() for key in ("IPAddress", "GlobalIPv6Address")]
+        return [address for address in found if address]
 
     def log_lines(self) -> list[str]:
         """See :meth:`Service.log_lines`."""
@@ -162,6 +241,9 @@ class UnitService(Service):
 class SupervisorService(UnitService):
     """A program of supervisord."""
 
+    # supervisorctl is a Python program: a look costs as much as a fifth of a second of a processor.
+    pause = 1.0
+
     def __init__(self, name: str, unit: str, config: str | None, stop_timeout: int, log_files: t.Sequence[str]) -> None:
         super().__init__(name, "supervisor", unit, stop_timeout, log_files)
         self._control = [_program("supervisorctl"), *(["-c", config] if config else [])]
@@ -188,6 +270,14 @@ class SupervisorService(UnitService):
         done = process.run([*self._control, "start", self._unit], timeout=limit, expected=(0, 7))
         if done.rc != 0:  # it ended before supervisord's startsecs were over: its log says why
             raise _not_up(self, f"does not stay up (supervisorctl: {' '.join(done.stdout.split())})")
+
+    def stop_argv(self) -> list[str]:
+        """See :meth:`Service.stop_argv`; supervisord itself knows how long it waits (stopwaitsecs)."""
+        return [*self._control, "stop", self._unit]
+
+    def start_argv(self) -> list[str]:
+        """See :meth:`Service.start_argv`."""
+        return [*self._control, "start", self._unit]
 
     def _unknown(self, said: str) -> StackError:
         asked = " ".join(self._control)
@@ -232,6 +322,14 @@ class SystemdService(UnitService):
         self._since = time.time()
         process.run([self._systemctl, "restart", self._unit], timeout=self.stop_timeout + 120.0)
 
+    def stop_argv(self) -> list[str]:
+        """See :meth:`Service.stop_argv`; the unit itself knows how long systemd waits (TimeoutStopSec)."""
+        return [self._systemctl, "stop", self._unit]
+
+    def start_argv(self) -> list[str]:
+        """See :meth:`Service.start_argv`."""
+        return [self._systemctl, "start", self._unit]
+
     def log_lines(self) -> list[str]:
         """See :meth:`Service.log_lines`."""
         if self._since is None:
@@ -260,14 +358,14 @@ def wait_until_up(service: Service, timeout: float) -> State:
             return seen
         if seen.running and seen.health == "":
             up_since = up_since or now
-            if now - up_since >= _SETTLE_S:
+            if max(now - up_since, seen.age()) >= _SETTLE_S:
                 return seen
         else:
             up_since = None
         if now > deadline:
             state = seen.health or ("running" if seen.running else "not running")
             raise _not_up(service, f"is {state} after {timeout:g} s")
-        time.sleep(0.25)
+        time.sleep(service.pause)
 
 
 def log_problems(service: Service, patterns: t.Sequence[str]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import re
 import time
 import typing as t
 
@@ -37,12 +39,20 @@ class Workbench:
 
         :param connect: give it the connection's options and password.
         """
-        env = {"PGAPPNAME": "alembic-recovery", "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C"}
+        env = {"PGAPPNAME": self.login.session, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C"}
         words = [program, *options]
         if connect:
             env.update(self.login.secrets())
             words += [*self.login.options(), "--no-password"]
         return process.Conversation(self._wrap(words, env), env=env)
+
+    def read(self, program: str, *options: str, timeout: float) -> process.Source:
+        """Start a program that needs no connection, to read what it writes; use the result as a context manager.
+
+        :param timeout: seconds, then it is killed.
+        """
+        env = {"LC_ALL": "C"}
+        return process.Source(self._wrap([program, *options], env), env=env, timeout=timeout)
 
     def run(self, program: str, *options: str, timeout: float, connect: bool = True) -> process.Completed:
         """Run a program to its end, whatever its exit code.
@@ -86,17 +96,26 @@ def check_programs(runtime: Runtime, bin_dir: str | None) -> None:
 
 @contextlib.contextmanager
 def open_workbench(
-    runtime: Runtime, login: postgres.Login, directory: str, *, bin_dir: str | None, run_id: str
+    runtime: Runtime,
+    login: postgres.Login,
+    directory: str,
+    *,
+    bin_dir: str | None,
+    run_id: str,
+    purpose: str = "backup",
+    writable: bool = True,
 ) -> t.Iterator[Workbench]:
     """A workbench beside the server.
 
     On the host: its programs. In Docker: a named one-off container of the server's own image, in its network, that can
     do nothing but reach the server and write into the directory; it ends with this process, whatever happens to it.
 
+    :param purpose: one word for the name of the container.
+    :param writable: whether it may write into the directory.
     :raises RecoveryError: the programs are not there, or the server cannot be reached with them.
     """
     if isinstance(runtime, DockerRuntime):
-        with _container_workbench(runtime, login, directory, run_id) as bench:
+        with _container_workbench(runtime, login, directory, one_off_name(run_id, purpose), run_id, writable) as bench:
             yield bench
         return
 
@@ -108,9 +127,10 @@ def open_workbench(
 
 @contextlib.contextmanager
 def _container_workbench(
-    runtime: DockerRuntime, login: postgres.Login, directory: str, run_id: str
+    runtime: DockerRuntime, login: postgres.Login, directory: str, name: str, run_id: str, writable: bool
 ) -> t.Iterator[Workbench]:
-    docker, name = runtime.docker, one_off_name(run_id, "backup")
+    docker = runtime.docker
+    mount = f"{directory}:{_INSIDE}{'' if writable else ':ro'}"
     uid, gid = files.login_owner()
     # `cat` waits on standard input, which is ours: when this process is killed, its end is the end of the container
     # and of every program in it. A killed `docker exec` in the server's container would leave pg_dump running.
@@ -122,7 +142,7 @@ def _container_workbench(
         env={"HOME": _SCRATCH},
         network=f"container:{runtime.seen['Id']}",
         options=[
-            "--user", f"{uid}:{gid}", "--volume", f"{directory}:{_INSIDE}", "--workdir", _INSIDE,
+            "--user", f"{uid}:{gid}", "--volume", mount, "--workdir", _INSIDE,
             "--read-only", "--tmpfs", _SCRATCH, "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
             "--pids-limit", "64",
         ],
@@ -159,7 +179,7 @@ def _tcp_login(docker: DockerCli, name: str, runtime: DockerRuntime, login: post
     """
     given = dict(pair.split("=", 1) for pair in runtime.seen["Config"].get("Env") or [] if "=" in pair)
     password = login.password or given.get("POSTGRES_PASSWORD")
-    tcp = postgres.Login(login.database, login.user, "127.0.0.1", login.port, password)
+    tcp = dataclasses.replace(login, host="127.0.0.1", password=password)
     env = {"PGCONNECT_TIMEOUT": "10", **tcp.secrets()}
     probe = ["psql", "--no-psqlrc", "--no-password", "--quiet", *tcp.options(), "--command", "select 1"]
     words = [*runtime.before_psql(env), *probe]
@@ -170,3 +190,12 @@ def _tcp_login(docker: DockerCli, name: str, runtime: DockerRuntime, login: post
             f"run: {' '.join(done.stderr.split())} Set recovery_stack.database.password (from Ansible Vault)."
         )
     return tcp
+
+
+def first_error(done: process.Completed) -> str:
+    """What a program of PostgreSQL said first, without the data and the statement that it adds in further lines."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    wanted = [line for line in lines if re.search(r"\b(error|fatal|ERROR|FATAL)\b", line)] or lines
+    said = wanted[0][:500].rstrip(".") if wanted else f"exit code {done.rc}, without a word"
+    # The value that it does not like is somebody's.
+    return re.sub(r'(invalid input syntax for type [^:]+|malformed [^:"]+|out of range): ".*', r'\1: "…"', said)

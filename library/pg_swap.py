@@ -1,0 +1,180 @@
+#!/usr/bin/python
+# Copyright: the alembic-recovery authors
+# SPDX-License-Identifier: MIT
+"""Exchange PostgreSQL databases by their names, in one transaction."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_swap
+short_description: Exchange PostgreSQL databases by their names, in one transaction
+description:
+  - The database of the application's name gets the name O(keep_as) and stays closed; the one called O(replacement)
+    gets the application's name and is opened. Either all names change or none.
+  - With O(keep_as) alone, the application's database is put aside and opened under that name, to be worked on where no
+    client finds it. With O(replacement) alone, it gets its name back.
+  - The application's database must be closed (M(pg_fence)), and nobody may be in either of them.
+version_added: 0.1.0
+author: The alembic-recovery authors
+extends_documentation_fragment: [stack, stack.database]
+options:
+  replacement:
+    description: The database that is to have the application's name (O(database.name)).
+    type: str
+  keep_as:
+    description: The name under which the one that has it now is kept.
+    type: str
+  live_oid:
+    description: The object id of the database that has the application's name now, as it was looked at.
+    type: int
+  in_place:
+    description: The database is put aside to be migrated itself; for the run's record.
+    type: bool
+    default: false
+  row_counts:
+    description: How many rows the tables of O(replacement) have, for the run's record; what is written later is counted
+      from there.
+    type: dict
+  behind:
+    description: The run that is gone back behind with this, for this run's record.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Checks the names and object ids; nothing is renamed. That the database is open does not matter; it
+      would be closed by then.
+  diff_mode:
+    support: full
+    description: The names and object ids before and after.
+  idempotent:
+    support: full
+    description: Names that are as they should be are left alone; O(live_oid) tells.
+seealso:
+  - module: pg_fence
+  - module: pg_clone
+"""
+
+EXAMPLES = r"""
+- name: Let the application use the migrated clone
+  pg_swap:
+    database: {runtime: docker, container: mac_ki_service-postgres-1, name: aiproxy, user: aiuser}
+    replacement: aiproxy_new_20251021t031500z_7f3a1c
+    keep_as: aiproxy_old_20251021t031500z_7f3a1c
+    live_oid: 16384
+"""
+
+RETURN = r"""
+renamed:
+  description: What was renamed, in order; in check mode, what would be.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{from: aiproxy, to: aiproxy_old_20251021t031500z_7f3a1c}]
+xid:
+  description: The id of the transaction that renamed them; what is written afterwards has a later one.
+  returned: when something was renamed
+  type: str
+  sample: "73419"
+oids:
+  description: The object ids of the databases that are there afterwards, by name.
+  returned: always
+  type: dict
+  sample: {aiproxy: 16999, aiproxy_old_20251021t031500z_7f3a1c: 16384}
+"""
+
+import typing as t
+
+from ansible.module_utils.alembic_recovery import arguments, emergency, fence, naming, record, swap
+from ansible.module_utils.alembic_recovery.errors import RecoveryError
+from ansible.module_utils.basic import AnsibleModule
+
+ARGUMENTS: dict[str, t.Any] = {
+    **arguments.COMMON,
+    "database": arguments.DATABASE,
+    "replacement": {"type": "str"},
+    "keep_as": {"type": "str"},
+    "live_oid": {"type": "int"},
+    "in_place": {"type": "bool", "default": False},
+    "row_counts": {"type": "dict"},
+    "behind": {"type": "str"},
+}
+
+
+def begin(places: arguments.Places, params: t.Mapping[str, t.Any], wish: swap.Wish) -> None:
+    """Write down what is about to be renamed, and how that is undone by hand."""
+    facts: dict[str, t.Any] = {"live": wish.live, "swap": {"keep_as": wish.keep_as, "replacement": wish.replacement}}
+    if params["run_directory"] and (params["in_place"] or params["behind"]):
+        login = places.admin_login(params["database"]["maintenance_db"])
+        psql = emergency.psql_argv(login, places.database_runtime(), params["database"]["bin_dir"])
+        commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
+        if params["in_place"]:
+            commands["open"] = emergency.open_commands(psql, wish.live, wish.keep_as or wish.replacement)
+            facts.update(in_place=True, aside=wish.keep_as or wish.replacement)
+        elif wish.keep_as:
+            free = next(name for name in names_to_keep(params) if name != wish.keep_as)
+            commands["swap_back"] = emergency.swap_back_commands(psql, wish.live, wish.keep_as, free)
+        facts.update(commands=commands, **({"behind": params["behind"]} if params["behind"] else {}))
+    record.begin(params["run_directory"], "migrating" if params["in_place"] else "swapping", **facts)
+
+
+def names_to_keep(params: t.Mapping[str, t.Any]) -> list[str]:
+    """The names under which a run keeps what was in use before."""
+    return [naming.database(params["database"]["name"], kind, params["run_id"]) for kind in sorted(naming.KEPT)]
+
+
+def finish(params: t.Mapping[str, t.Any], wish: swap.Wish, xid: str, oid: int | None) -> None:
+    """Write down that it is done."""
+    if wish.replacement is None:
+        return
+    facts = {"old": wish.keep_as, "new_oid": oid, "swap_xid": xid, "row_counts": params["row_counts"] or {}}
+    record.begin(params["run_directory"], "swapped", **facts)
+
+
+def execute(module: AnsibleModule) -> dict[str, t.Any]:
+    """Look at the names, and unless in check mode exchange them; the task's result."""
+    params = module.params
+    places = arguments.Places(params)
+    maintenance, live = places.maintenance(), params["database"]["name"]
+    wish = swap.Wish(live, params["keep_as"], params["replacement"], params["live_oid"])
+    names = [name for name in (live, wish.keep_as, wish.replacement) if name]
+    before = fence.entries(maintenance, *names)
+    todo = swap.plan(wish, before, will_be_closed=module.check_mode)
+    result: dict[str, t.Any] = {"renamed": [{"from": old, "to": new} for old, new in todo.renames]}
+    after = {name: entry["oid"] for name, entry in before.items()}
+    for old, new in todo.renames:
+        after[new] = after.pop(old)
+    if todo.renames and not module.check_mode:
+        begin(places, params, wish)
+        result["xid"] = swap.carry_out(maintenance, todo)
+        seen = {name: entry["oid"] for name, entry in fence.entries(maintenance, *names).items()}
+        if seen != after:
+            raise RecoveryError(f"The names were exchanged, but a new connection reads {seen}, expected {after}.")
+        finish(params, wish, result["xid"], after.get(live))
+    listed = {name: entry["oid"] for name, entry in before.items()}
+    result["diff"] = {"before": shown(listed), "after": shown(after)}
+    return {"changed": bool(todo.renames), **result, "oids": after}
+
+
+def shown(oids: t.Mapping[str, int]) -> str:
+    """Names and object ids for people, one a line."""
+    return "".join(f"{name} (oid {oid})\n" for name, oid in sorted(oids.items()))
+
+
+def main() -> None:
+    """Run the module: options in, result or one clear failure out."""
+    module = AnsibleModule(
+        argument_spec=ARGUMENTS,
+        required_one_of=[("replacement", "keep_as")],
+        supports_check_mode=True,
+    )
+    arguments.choose_secrets(module)
+    try:
+        with record.presence(module.params["run_directory"]):
+            result = execute(module)
+    except RecoveryError as error:
+        module.fail_json(msg=error.message, **error.details)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
