@@ -9,9 +9,11 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Here a test that finds no Docker Engine fails; run by hand it is skipped.
 export RECOVERY_TESTS_STRICT := 1
 
-# Two at a time; tests that share the Docker replica, and tests of one file, stay together (tests/conftest.py).
-WORKERS ?= 2
-PYTEST = .venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --durations 5 --timeout 600
+# One more than most machines of a CI have processors: a part of each run is waiting for services. Tests that share the
+# Docker replica, and tests of one file, stay together, and the longest begin (tests/conftest.py).
+WORKERS ?= 3
+PYTEST = .venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+	--durations 5 --timeout 600
 
 .PHONY: help
 help: ## Show what can be made
@@ -32,12 +34,10 @@ install: ## Make .venv with what a recovery needs: ansible-core and psycopg
 venv:
 	@tools/venv make
 
-# A folder of tests is a stage as soon as there is a test in it.
-FOLDERS = integration playbooks replica faults docker
-STAGES = lint unit $(foreach folder,$(FOLDERS),$(if $(wildcard tests/$(folder)/test_*.py),$(folder))) molecule
+STAGES = lint unit postgres molecule
 
 .PHONY: test
-test: venv ## Run everything, all that follows (needs a Docker Engine, or starts one; about 20 minutes)
+test: venv ## Run everything, all that follows (needs a Docker Engine, or starts one; half an hour on two processors)
 	@command -v git >/dev/null 2>&1 || { echo "git is missing: apt-get install git"; exit 1; }
 	@tools/ensure-docker .venv/bin/python tools/test $(STAGES)
 
@@ -54,9 +54,29 @@ lint: venv ## ruff, mypy, yamllint, ansible-lint (production)
 unit: venv ## Tests of pure code, of the documentation and of the house rules
 	$(PYTEST) tests/unit
 
+.PHONY: postgres
+postgres: venv ## In one go: docker, pairwise, playbooks, replica, integration, verdicts, layouts
+	@tools/ensure-sshd
+	@tools/ensure-pgbouncer
+	@tools/ensure-docker $(PYTEST) --durations 20 \
+		tests/docker tests/faults tests/playbooks tests/replica tests/integration tests/verdicts tests/layouts tests/compat
+
 .PHONY: integration
 integration: venv ## Tests with a real PostgreSQL and real Alembic on this machine
 	@tools/ensure-docker $(PYTEST) tests/integration
+
+.PHONY: verdicts
+verdicts: venv ## Each verdict and each trap of Alembic, produced for real on this machine
+	@tools/ensure-pgbouncer
+	@tools/ensure-docker $(PYTEST) tests/verdicts
+
+.PHONY: layouts
+layouts: venv ## Small applications of every layout, and optuna, each read and brought to head
+	$(PYTEST) tests/layouts tests/compat
+
+.PHONY: compat
+compat: venv ## Applications from the package index, and 1,000 revisions; writes docs/compatibility.md (10 minutes)
+	@COMPAT_ALL=1 COMPAT_REPORT=docs/compatibility.md .venv/bin/python -m pytest tests/compat --durations 5 --timeout 2400
 
 .PHONY: playbooks
 playbooks: venv ## Whole runs of ansible-playbook, refusals among them
@@ -66,10 +86,15 @@ playbooks: venv ## Whole runs of ansible-playbook, refusals among them
 replica: venv ## Tests of the replica itself
 	@tools/ensure-docker $(PYTEST) tests/replica
 
-.PHONY: faults
-faults: venv ## Faults injected for real, and what a run makes of them
+.PHONY: pairwise
+pairwise: venv ## Faults injected for real; runs are cut off in each stage, and by each victim, at least once
 	@tools/ensure-sshd
 	@tools/ensure-docker $(PYTEST) tests/faults
+
+.PHONY: faults
+faults: venv ## The same with every stage and every victim, two runs at once ten times, and each way back in Docker (about 90 minutes)
+	@tools/ensure-sshd
+	@EVERY_PAIR=1 tools/ensure-docker $(PYTEST) tests/faults tests/playbooks/test_ways.py tests/docker/test_rollback_docker.py
 
 .PHONY: docker
 docker: venv ## The recovery of the Docker replica, whole
@@ -80,7 +105,7 @@ molecule: venv ## Molecule scenarios on the Docker replica
 	@tools/ensure-docker .venv/bin/python tools/molecule
 
 .PHONY: performance
-performance: venv ## Measure the recovery on the Docker replica, and write docs/performance.md (about 10 minutes)
+performance: venv ## Measure the recovery on the Docker replica, and write docs/performance.md (10 to 25 minutes)
 	@tools/ensure-docker .venv/bin/python tools/measure
 
 .PHONY: clean

@@ -118,7 +118,8 @@ class DatabaseFactory:
         self.password = password or secrets.token_urlsafe(18)
         self._numbers = itertools.count(1)
         self._templates: dict[State, str] = {}
-        server.create_role(USER, self.password)
+        # As production's does: a clone is made, and databases are renamed, by the role that owns them.
+        server.create_role(USER, self.password, createdb=True)
 
     def create(self, state: State | str = State.UNTOUCHED, name: str | None = None) -> AppDatabase:
         """Make a database.

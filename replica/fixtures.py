@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -11,16 +13,23 @@ from replica.databases import AppDatabase, DatabaseFactory
 from replica.postgres import EmbeddedPostgres
 
 
-@pytest.fixture(scope="session")
-def embedded_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """A running PostgreSQL 16 for the whole session, with nothing in it."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"), durable=False)
+@contextmanager
+def running_server(directory: Path) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL 16 with nothing in it; it goes with the context."""
+    server = EmbeddedPostgres(directory, durable=False)
     try:
         server.create()
         server.start()
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL 16 for the whole session, with nothing in it."""
+    with running_server(tmp_path_factory.mktemp("pg")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

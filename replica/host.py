@@ -55,7 +55,7 @@ class HostReplica:
         *,
         password: str | None = None,
         postgres_version: int = 16,
-        createdb: bool = False,
+        createdb: bool = True,
     ) -> None:
         self.directory = Path(directory).resolve()
         self._given_password = password
