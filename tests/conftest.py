@@ -13,6 +13,33 @@ import ansible.module_utils
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+#: The groups that take more than a minute, longest first: what begins last must not keep the others waiting.
+LONGEST = (
+    "docker",
+    "docker beside",
+    "tests/faults/test_docker_faults.py",
+    "recover-failures",
+    "tests/playbooks/test_repair.py",
+    "tests/playbooks/test_readme.py",
+    "cut-off 0",
+    "cut-off 1",
+    "recover-incident",
+    "rollback-swap-back",
+    "rollback-restore",
+    "ways",
+    "rollback-downgrade",
+    "recover-rewritten",
+    "rollback-open",
+    "tests/faults/test_security.py",
+    "tests/faults/test_return_faults.py",
+    "tests/faults/test_migration_faults.py",
+    "tests/playbooks/test_refusals.py",
+    "tests/faults/test_backup_faults.py",
+    "tests/replica/test_docker.py",
+    "tests/layouts/test_recover_layouts.py",
+    "tests/layouts/test_locks.py",
+    "tests/verdicts/test_traps.py",
+)
 
 # Modules are imported by their own name, as `import alembic_status`; the code below them as Ansible does it,
 # `from ansible.module_utils.alembic_recovery.errors import RecoveryError`.
@@ -41,18 +68,26 @@ def _docker_answer() -> str:
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
+def _group(item: pytest.Item) -> str:
+    """The tests that one worker runs in a row: those of one file, and all that share the Docker replica."""
+    return str(next(item.iter_markers("xdist_group")).args[0])
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep together (`--dist loadgroup`) the tests of one file, and all that use the Docker replica."""
+    """Keep groups together (`--dist loadgroup`), and begin with those that take longest."""
     for item in items:
         if not any(item.iter_markers("xdist_group")):
-            group = "docker" if item.get_closest_marker("docker") else item.nodeid.split("::", 1)[0]
-            item.add_marker(pytest.mark.xdist_group(group))
+            path = item.nodeid.split("::", 1)[0]
+            shared = item.get_closest_marker("docker") and path.startswith("tests/docker/")
+            item.add_marker(pytest.mark.xdist_group("docker" if shared else path))
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(_group(item), len(LONGEST)))
+    for item in items:
         # pytest-xdist 3.8 tells the group through `_nodeid`, which pytest 9.2 no longer reads: tests of one file ran on
         # both workers, each with fixtures of its own. `_id` is what it reads instead.
         if config.getoption("loadgroup", default=False) and hasattr(item, "_id"):
-            mark = next(item.iter_markers("xdist_group"))
-            item._id = type(item._id).parse(f"{item.nodeid}@{mark.args[0]}")
+            item._id = type(item._id).parse(f"{item.nodeid}@{_group(item)}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

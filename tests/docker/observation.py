@@ -20,6 +20,21 @@ from replica.docker import SERVICES, DockerReplica
 from replica.server import Server
 
 ONE_OFF_LABEL = "alembic-recovery.run"
+# On what belongs to a rehearsal: the name of the database's container.
+OF_LABEL = "alembic-recovery.of"
+# What a run leaves in its directory on the target, and what of that is its rehearsal's.
+REHEARSAL_FILES = {"rehearsal.jsonl", "rehearsal-back.jsonl", "contents.json"}
+RUN_FILES = {
+    "record.json",
+    "audit.jsonl",
+    "journal.jsonl",
+    "rehearsal.jsonl",
+    "rehearsal-back.jsonl",
+    "contents.json",
+    "keeper.py",
+    "keeper.log",
+    "BREAK-GLASS.txt",
+}
 # What a login writes down, whoever logs in and whatever for.
 _OF_LOGINS = ("/var/log", "/var/log/wtmp", "/var/log/lastlog", "/run/motd.dynamic", "/run/sudo", "/var/lib/sudo")
 
@@ -80,6 +95,17 @@ def database(replica: DockerReplica, name: str = DATABASE) -> dict[str, Any]:
     }
 
 
+def kept(replica: DockerReplica, name: str) -> dict[str, Any]:
+    """Look at a database that is closed: it is opened for that, and closed again."""
+    state = f"select datallowconn from pg_database where datname = '{name}'"
+    assert ask(replica, state, "postgres") == "f", f"{name} is not closed"
+    ask(replica, f"alter database {name} allow_connections true", "postgres")
+    try:
+        return database(replica, name)
+    finally:
+        ask(replica, f"alter database {name} allow_connections false", "postgres")
+
+
 def written(replica: DockerReplica, name: str = DATABASE) -> dict[str, Any]:
     """Look only at what tells whether anything was written: part of what `database()` returns, in a moment."""
     seen: dict[str, Any] = json.loads(ask(replica, _REST, name))
@@ -106,8 +132,9 @@ def engine(replica: DockerReplica) -> dict[str, Any]:
     """Look at the containers.
 
     Returns:
-        ``containers`` (for each of the replica's: id, image, start, restarts, state), ``changed_files`` (by container,
-        the server's included: what differs from its image), ``one_offs`` (what runs have made and not removed).
+        ``containers`` (for each of the replica's: id, image, start, restarts, policy, state), ``changed_files`` (by
+        container, the server's included: what differs from its image), ``one_offs`` (what runs have made and not
+        removed).
     """
     seen = {service: replica.container(service) for service in SERVICES}
     containers = {
@@ -116,6 +143,7 @@ def engine(replica: DockerReplica) -> dict[str, Any]:
             "image": container.attrs["Image"],
             "started": container.attrs["State"]["StartedAt"],
             "restarts": container.attrs["RestartCount"],
+            "policy": container.attrs["HostConfig"]["RestartPolicy"]["Name"],
             "state": container.attrs["State"]["Status"],
         }
         for service, container in seen.items()
@@ -127,10 +155,20 @@ def engine(replica: DockerReplica) -> dict[str, Any]:
 
 
 def one_offs(replica: DockerReplica) -> list[str]:
-    """Return the names of the containers that runs have made beside this replica's and not removed."""
-    beside = places(replica)
-    seen = replica.client.containers.list(all=True, filters={"label": ONE_OFF_LABEL}, ignore_removed=True)
-    return sorted(str(one.name) for one in seen if one.attrs["HostConfig"]["NetworkMode"] in beside)
+    """Return what runs have made for this replica and not removed: containers, and networks and volumes of rehearsals.
+
+    There may be runs of others on this engine.
+    """
+    client, mine = replica.client, f"{OF_LABEL}={replica.name('postgres')}"
+    networks = [str(network.name) for network in client.networks.list(filters={"label": mine})]
+    volumes = [str(volume.name) for volume in client.volumes.list(filters={"label": mine})]
+    beside = places(replica) | set(networks)
+    containers = [
+        str(one.name)
+        for one in client.containers.list(all=True, filters={"label": ONE_OFF_LABEL}, ignore_removed=True)
+        if one.attrs["HostConfig"]["NetworkMode"] in beside or one.labels.get(OF_LABEL) == replica.name("postgres")
+    ]
+    return sorted([*containers, *networks, *volumes])
 
 
 def places(replica: DockerReplica) -> set[str]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from replica.application import DATABASE, USER
-from replica.docker import DockerReplica
+from replica.docker import SERVICES, DockerReplica
 from tests.docker.observation import ask, observe
 from tests.support.ansible_run import Run, run_playbook
 
@@ -23,6 +23,7 @@ PASSWORD = f"{MARKER} %40:/@'\"\\ ä#?&=$1"
 #: Marks tests that may run beside test_recover_docker.py, on a replica of their own.
 BESIDE = pytest.mark.xdist_group("docker beside")
 _MASTER = "as_it_was_made"
+_POLICY = {"Name": "unless-stopped"}
 
 
 @dataclass
@@ -36,13 +37,24 @@ class Production:
         self._copy(DATABASE, _MASTER)
 
     def reset(self) -> None:
-        """Make everything as it was kept: the database, and all containers running."""
-        for service in ("postgres", "redis", "aiproxysrv", "celery-worker", "proxy"):
+        """Make everything as it was kept: the database, no other beside it, and all containers running."""
+        for service in SERVICES:
             container = self.replica.container(service)
+            if container.attrs["HostConfig"]["RestartPolicy"]["Name"] != _POLICY["Name"]:
+                container.update(restart_policy=_POLICY)
             if container.attrs["State"]["Status"] != "running":
                 container.start()
         self.wait_for_database()
+        for name in self.beside():
+            ask(self.replica, f"drop database {name} with (force)", "postgres")
         self._copy(_MASTER, DATABASE)
+
+    def beside(self) -> dict[str, bool]:
+        """The databases that runs have made or put aside, by name, and whether one can connect to them."""
+        rows = ask(
+            self.replica, f"select datname, datallowconn from pg_database where datname ~ '^{DATABASE}_'", "postgres"
+        )
+        return {name: is_open == "t" for name, is_open in (row.split("|") for row in rows.splitlines())}
 
     def wait_for_database(self) -> None:
         """Wait until PostgreSQL answers."""
@@ -114,7 +126,7 @@ class Site:
             *arguments,
             # What Ansible keeps at home must not be shared with other runs, and can be looked through.
             environment={"HOME": str(home), **self.environment},
-            timeout=300,
+            timeout=500,
         )
 
     def recover(self, *arguments: str) -> Run:

@@ -273,7 +273,7 @@ def shell(production: Production, script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_s2_pg_backup_takes_the_password_that_the_server_was_given_and_shows_it_to_nobody(
+def test_s02_pg_backup_takes_the_password_that_the_server_was_given_and_shows_it_to_nobody(
     strict: Production, tmp_path: Path
 ) -> None:
     options = {

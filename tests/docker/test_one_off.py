@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,10 @@ from ansible.module_utils.alembic_recovery.docker_cli import RUN_LABEL, DockerCl
 from ansible.module_utils.alembic_recovery.runtime import DockerRuntime, collect
 from docker.models.containers import Container
 
+from replica.application import BROKEN
+from tests.docker.observation import ask, one_offs
 from tests.docker.production import BESIDE, MARKER, Production
+from tests.support.modules import run_module
 
 pytestmark = [pytest.mark.docker, BESIDE]
 
@@ -101,6 +105,16 @@ def seen(service: Container, made: Production) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def rehearsal(made: Production) -> Iterator[str]:
+    """A network with nothing in it."""
+    replica = made.replica
+    labels = {LABEL: replica.prefix}
+    network = replica.client.networks.create(f"{replica.prefix}_rehearsal", internal=True, labels=labels)
+    yield str(network.name)
+    network.remove()
+
+
 @pytest.mark.parametrize("name", VARIABLES)
 def test_environment(seen: dict[str, Any], name: str) -> None:
     assert seen["environment"][name] == VARIABLES[name]
@@ -135,7 +149,7 @@ def test_the_service_itself_was_not_started(seen: dict[str, Any], service: Conta
     assert service.status == "created"
 
 
-def test_it_has_no_ports_policy_labels_or_check_and_ends_by_its_name(service: Container, made: Production) -> None:
+def test_s14_it_has_no_ports_policy_labels_or_check_and_ends_by_its_name(service: Container, made: Production) -> None:
     client = made.replica.client
     run_id = made.run_id("inspected")
     runtime = DockerRuntime(DockerCli(), str(service.name), run_id=run_id)
@@ -155,3 +169,52 @@ def test_it_has_no_ports_policy_labels_or_check_and_ends_by_its_name(service: Co
         assert conversation.read_line(30) is None
         assert conversation.wait(30) == 137
     assert client.containers.list(all=True, filters={"name": name}) == []
+
+
+class TestInIsolation:
+    """With `application.network`: in one network alone, volumes read-only, and never in the service's container."""
+
+    def test_what_it_sees(self, service: Container, made: Production, rehearsal: str) -> None:
+        runtime = DockerRuntime(DockerCli(), str(service.name), run_id=made.run_id("alone"), network=rehearsal)
+        done = collect(runtime, ["python3", "-c", LOOK], purpose="look")
+        assert done.rc == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["networks"] == ["eth0", "lo"]
+        assert found["names"] == []
+        assert found["resolver"] == []
+        assert found["mounts"] == [["/extra/files", "ro"], ["/extra/volume", "ro"]]
+        assert found["read"] == "from this machine"
+        assert found["environment"]["PASSWORD"] == VARIABLES["PASSWORD"]
+        assert found["user"][:2] == [1234, 1235]
+        assert 1236 in found["user"][2]
+
+    @pytest.mark.parametrize("act", [False, True], ids=["to look", "to act"])
+    def test_a_steady_service_is_left_alone(self, made: Production, rehearsal: str, act: bool) -> None:
+        client, run_id = made.replica.client, made.run_id("apart")
+        container = made.replica.container("aiproxysrv")
+        runtime = DockerRuntime(DockerCli(), str(container.name), run_id=run_id, network=rehearsal)
+        assert runtime.state.steady
+        with runtime.converse(["sh", "-c", "hostname; cat"], act=act) as conversation:
+            inside = conversation.read_line(60)
+            assert inside
+            found = client.api.inspect_container(f"alembic-recovery-{run_id}-look")
+            assert found["Id"].startswith(inside)
+            assert list(found["NetworkSettings"]["Networks"]) == [rehearsal]
+            assert "one-off container" in runtime.where
+        # It was left while it ran: the Engine's own removal and ours meet, and that takes it a moment.
+        mine, deadline = {"label": f"{RUN_LABEL}={run_id}"}, time.monotonic() + 20
+        while client.containers.list(all=True, filters=mine, ignore_removed=True):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def test_the_application_does_not_reach_production(self, made: Production, rehearsal: str) -> None:
+        options = made.options(run_id=made.run_id("away"))
+        options["application"]["network"] = rehearsal
+        versions = ask(made.replica, "select version_num from alembic_version")
+        seen = run_module("alembic_status", {**options, "timeout": 120})
+        assert seen["verdict"] == "UNREADABLE"
+        assert "one-off container" in seen["summary"]
+        assert run_module("alembic_migrate", options)["failed"] is True
+        assert ask(made.replica, "select version_num from alembic_version") == versions
+        assert BROKEN in str(versions)
+        assert one_offs(made.replica) == []

@@ -16,12 +16,16 @@ import pytest
 
 from replica.application import HEAD
 from replica.server import HOSTNAME, Server
+from tests.docker.observation import REHEARSAL_FILES, RUN_FILES, kept
 from tests.docker.production import BESIDE, MARKER, Production, Site
 from tests.docker.watch import Started, watch
 from tests.replica import behaviour
 from tests.support.ansible_run import Run
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, BESIDE]
+
+# Kind, owner, mode and path, for `find`.
+SEEN = "%y %u %m %p\\n"
 
 Recap = Callable[[str], dict[str, int]]
 
@@ -72,7 +76,8 @@ def recovered(
     site = Site(made, tmp_path_factory.mktemp(user), variables, sockets)
     before, packages = made.observe(), server.execute("dpkg", "-l")
     with watch(made.replica, MARKER) as started:
-        run = site.recover("-vvv")
+        # Once with the rehearsal is enough: it takes a third of the time.
+        run = site.recover("-vvv", "-e", f"recovery_rehearse={user == 'deploy'}")
     after = made.observe()
     return Recovered(user, server, site, run, started, before, after, (packages, server.execute("dpkg", "-l")))
 
@@ -86,7 +91,8 @@ def use_labels(stack: dict[str, Any], project: str) -> None:
 
 def test_it_recovers(recovered: Recovered, recap: Recap) -> None:
     assert recovered.run.code == 0, recovered.run.text
-    assert recap(recovered.run.out)["changed"] == 4
+    # Back up, copy it, stop, close, clone, migrate, swap, start; record a baseline.
+    assert recap(recovered.run.out)["changed"] == 9
     assert recovered.after["version"] == [HEAD]
     assert recovered.after["rows"] == {**recovered.before["rows"], "song_sketches": 0}
     for check in (behaviour.songs_are_listed, behaviour.details_are_shown, behaviour.worker_answers):
@@ -150,16 +156,51 @@ def test_nothing_was_installed(recovered: Recovered) -> None:
     recovered.server.execute("python3", "-c", "import importlib.util as u; assert u.find_spec('psycopg') is None")
 
 
-def test_nothing_is_left_but_backups_and_journals(recovered: Recovered) -> None:
+def test_nothing_is_left_but_backups_and_what_the_run_wrote_down(recovered: Recovered) -> None:
     assert recovered.after["changed_files"]["server"] == recovered.before["changed_files"]["server"]
     for home in ("/root", f"/home/{recovered.user}"):
         recovered.server.execute("test", "!", "-e", f"{home}/.ansible")
-    found = recovered.server.execute("find", recovered.site.variables["recovery_directory"], "-type", "f")
-    assert sorted(Path(path).suffix for path in found.split()) == [".dump", ".json", ".jsonl", ".sql"]
+    place = recovered.site.variables["recovery_directory"]
+    found = [line.split(" ") for line in recovered.server.execute("find", place, "-printf", SEEN).splitlines()]
+    files = sorted(Path(path).name for kind, _, _, path in found if kind == "f")
+    (dump,) = (name.removesuffix(".dump") for name in files if name.endswith(".dump"))
+    backup = {f"{dump}.{suffix}" for suffix in ("dump", "globals.sql", "manifest.json")}
+    written = RUN_FILES if recovered.user == "deploy" else RUN_FILES - REHEARSAL_FILES
+    (baseline,) = (name for name in files if name.startswith("baseline-"))
+    assert sorted(files) == sorted(backup | written | {baseline, "revisions.json"})
+    # Also what the keeper writes, which is root's process where sudo has made the module root.
+    assert {(owner, mode) for kind, owner, mode, _ in found if kind == "f"} == {(recovered.user, "600")}
+    below = [
+        (owner, mode) for kind, owner, mode, path in found if kind == "d" and path.count("/") > place.count("/") + 1
+    ]
+    assert set(below) == {(recovered.user, "700")}
     assert recovered.after["one_offs"] == []
+    # The keeper has ended with the run.
+    running = recovered.server.execute("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert "keeper" not in running
+    sessions = "select application_name from pg_stat_activity where application_name like 'alembic-recovery%'"
+    assert recovered.site.production.replica.query(sessions) == ""
 
 
-def test_s2_no_password_is_in_a_process_list_or_in_the_output(recovered: Recovered) -> None:
+def test_the_database_from_before_is_kept_closed_and_is_what_it_was(recovered: Recovered) -> None:
+    production = recovered.site.production
+    ((old, is_open),) = production.beside().items()
+    assert is_open is False
+    was = kept(production.replica, old)
+    for part in ("version", "rows", "content", "sequences", "schema", "writes"):
+        assert was[part] == recovered.before[part], part
+
+
+def test_containers_are_the_same_and_are_restarted_as_before(recovered: Recovered) -> None:
+    for service, was in recovered.before["containers"].items():
+        is_ = recovered.after["containers"][service]
+        assert {part: is_[part] for part in ("id", "image", "policy", "state")} == {
+            part: was[part] for part in ("id", "image", "policy", "state")
+        }
+        assert (is_["started"] != was["started"]) is (service in ("aiproxysrv", "celery-worker"))
+
+
+def test_s02_no_password_is_in_a_process_list_or_in_the_output(recovered: Recovered) -> None:
     assert recovered.started.secrets == set()
     assert MARKER not in recovered.run.text
 

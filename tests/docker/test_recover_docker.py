@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 import pytest
+from docker.models.containers import Container
 
 from replica.application import HEAD, State
 from replica.docker import DockerReplica
 from replica.expect import REPLACEMENTS, UNENCODED
 from tests.docker.conftest import SMALL
-from tests.docker.observation import ONE_OFF_LABEL, engine, written
+from tests.docker.observation import OF_LABEL, ONE_OFF_LABEL, RUN_FILES, ask, engine, kept, written
 from tests.docker.production import MARKER, PASSWORD, Production, Site
 from tests.docker.watch import Started, watch
+from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import Run
 
@@ -49,6 +54,22 @@ class Recovered:
     started: Started
     before: dict[str, Any]
     after: dict[str, Any]
+    statements: list[Statement]
+
+    @property
+    def old(self) -> str:
+        """The name of the database from before."""
+        (name,) = self.production.beside()
+        return name
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One that changes something, as the server has written it into its log."""
+
+    database: str
+    session: str
+    sql: str
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +79,32 @@ def recovered(made: Production, tmp_path_factory: pytest.TempPathFactory) -> Rec
     made.replica.container("aiproxysrv").stop(timeout=5)
     site = Site(made, tmp_path_factory.mktemp("stopped"), made.variables())
     before = made.observe()
-    with watch(made.replica, MARKER) as started:
+    with watch(made.replica, MARKER) as started, statements(made.replica) as seen:
         run = site.recover("-vvv")
-    return Recovered(made, site, run, started, before, made.observe())
+    return Recovered(made, site, run, started, before, made.observe(), seen)
+
+
+@contextlib.contextmanager
+def statements(replica: DockerReplica) -> Iterator[list[Statement]]:
+    """Have the server log what changes something, and in which database; read it when the context ends."""
+    seen: list[Statement] = []
+    settings = {"log_statement": "'mod'", "log_line_prefix": "'@@%d@%a@'"}
+    since = datetime.datetime.now(datetime.UTC)
+    for name, value in settings.items():
+        ask(replica, f"alter system set {name} = {value}", "postgres")
+    ask(replica, "select pg_reload_conf()", "postgres")
+    try:
+        yield seen
+        log = replica.container("postgres").logs(since=since).decode()
+        for entry in log.split("\n@@"):
+            place, _, said = entry.partition("LOG:  ")
+            if said.startswith(("statement: ", "execute ")) and place.count("@") == 2:
+                name, session, _ = place.split("@")
+                seen.append(Statement(name, session, said.partition(": ")[2]))
+    finally:
+        for name in settings:
+            ask(replica, f"alter system reset {name}", "postgres")
+        ask(replica, "select pg_reload_conf()", "postgres")
 
 
 def test_acceptance_5_it_recovers_although_the_api_is_stopped(recovered: Recovered, recap: Recap) -> None:
@@ -87,17 +131,48 @@ def test_acceptance_3_all_other_data_is_identical(recovered: Recovered) -> None:
     assert recovered.production.replica.query(UNENCODED) == "0"
 
 
+def test_the_database_from_before_is_kept_closed_and_is_what_it_was(recovered: Recovered) -> None:
+    """Seen with PostgreSQL's own programs: schema, rows and checksums, and that nobody has written into it."""
+    assert recovered.production.beside() == {recovered.old: False}
+    assert recovered.old.startswith("aiproxy_old_")
+    assert f"Kept: {recovered.old}, the database from before, closed." in " ".join(recovered.run.out.split())
+    was = kept(recovered.production.replica, recovered.old)
+    for part in ("version", "rows", "content", "sequences", "schema", "writes"):
+        assert was[part] == recovered.before[part], part
+    assert sorted([*recovered.before["databases"], recovered.old]) == recovered.after["databases"]
+    assert recovered.after["globals"] == recovered.before["globals"]
+
+
+def test_only_the_clone_was_migrated(recovered: Recovered) -> None:
+    """What was executed where, as the server tells: the revisions in the clone, and nothing in the one in use."""
+    migrating = [seen for seen in recovered.statements if seen.session.endswith(":migrate")]
+    assert any("CREATE TABLE song_sketches" in seen.sql for seen in migrating)
+    clone = recovered.old.replace("_old_", "_new_")
+    assert {seen.database for seen in migrating} == {clone}
+    ours = [seen for seen in recovered.statements if seen.session.startswith("alembic-recovery")]
+    assert {seen.database for seen in ours} == {clone, "postgres"}
+
+
 def test_what_was_not_to_be_restarted_was_not(recovered: Recovered) -> None:
     for service in ("postgres", "redis", "proxy"):
         assert recovered.after["containers"][service] == recovered.before["containers"][service]
+
+
+def test_the_services_are_the_same_containers_and_are_restarted_as_before(recovered: Recovered) -> None:
     for service in ("aiproxysrv", "celery-worker"):
-        assert recovered.after["containers"][service]["id"] == recovered.before["containers"][service]["id"]
+        was, is_ = (seen["containers"][service] for seen in (recovered.before, recovered.after))
+        for part in ("id", "image", "policy"):
+            assert is_[part] == was[part]
+        assert was["policy"] == "unless-stopped"
+        assert is_["started"] > was["started"]
+    api, worker = (recovered.after["containers"][service]["started"] for service in ("aiproxysrv", "celery-worker"))
+    assert api < worker
 
 
 def test_no_terminal_is_ever_allocated(recovered: Recovered) -> None:
     replica = recovered.production.replica
     assert not any(seen["ProcessConfig"]["tty"] for seen in recovered.started.execs)
-    assert not any(seen["Config"]["Tty"] for seen in recovered.started.one_offs.values())
+    assert not any(seen["Config"]["Tty"] for seen in recovered.started.one_offs)
     # The run was seen at all: SQL was asked in the database's container, and dumped in a one-off.
     asked = [words[0] for words in recovered.started.programs(replica.container("postgres").id)]
     assert "psql" in " ".join(asked)
@@ -108,27 +183,61 @@ def test_no_terminal_is_ever_allocated(recovered: Recovered) -> None:
 def test_nothing_acts_in_a_container_of_production(recovered: Recovered) -> None:
     """A killed `docker exec` would leave its program running, so what acts has a container of its own."""
     replica = recovered.production.replica
-    for service in ("postgres", "celery-worker"):
+    for service in ("postgres", "aiproxysrv", "celery-worker", "redis", "proxy"):
         for words in recovered.started.programs(replica.container(service).id):
             assert not {"pg_dump", "pg_restore", "pg_dumpall", "alembic"} & set(words), words
 
 
-def test_the_one_off_for_alembic_sees_what_the_service_sees_and_has_nothing_else(recovered: Recovered) -> None:
+def test_s14_the_one_offs_for_alembic_see_what_the_service_sees_and_have_nothing_else(recovered: Recovered) -> None:
     service = recovered.production.replica.container("aiproxysrv").attrs
-    for purpose in ("look", "migrate"):
-        seen = recovered.started.one_off(purpose)
-        config, host = seen["Config"], seen["HostConfig"]
-        assert seen["Image"] == service["Image"]
-        assert sorted(config["Env"]) == sorted(service["Config"]["Env"])
+    looking = recovered.started.all_of("look")
+    # At first, with the lock, before the clone is migrated, and after that: the API never ran.
+    assert len(looking) == 4
+    for seen in [*looking, recovered.started.one_off("migrate")]:
         assert set(seen["NetworkSettings"]["Networks"]) == set(service["NetworkSettings"]["Networks"])
         assert mounted(seen) == mounted(service)
-        assert config["WorkingDir"] == "/app"
-        assert config["Entrypoint"] == ["python3"]
-        only_looks_and_ends(seen)
-        assert host["Privileged"] is False
+        as_the_service(recovered, seen)
 
 
-def test_pg_backup_uses_a_one_off_of_the_servers_own_image(recovered: Recovered) -> None:
+def test_the_rehearsal_is_where_production_cannot_be_reached_from(recovered: Recovered) -> None:
+    """A server of the same image, and the application's one-offs, in an internal network of their own."""
+    server, alembic = production_of(recovered, "postgres"), production_of(recovered, "aiproxysrv")
+    throwaway = recovered.started.one_off("rehearsal", rehearsed=True)
+    name = throwaway["Name"].removeprefix("/")
+    assert throwaway["Image"] == server["Image"]
+    assert throwaway["Config"]["Labels"][OF_LABEL] == recovered.production.replica.name("postgres")
+    looking, migrating = (recovered.started.all_of(purpose, rehearsed=True) for purpose in ("look", "migrate"))
+    # Up and down again; with a look before each, and one at what has come of it.
+    assert (len(looking), len(migrating)) == (3, 2)
+    for seen in [*looking, *migrating]:
+        assert set(seen["NetworkSettings"]["Networks"]) == {name}
+        assert mounted(seen) == {(source, place, False) for source, place, _ in mounted(alembic)}
+        as_the_service(recovered, seen)
+    # What restores is in the network of that server, and reads the backup.
+    (restoring,) = (seen for seen in recovered.started.one_offs if seen["Name"].endswith("-restore"))
+    assert restoring["HostConfig"]["NetworkMode"] == f"container:{throwaway['Id']}"
+    assert restoring["HostConfig"]["Binds"] == [f"{recovered.site.target}/prod/backups:/backup:ro"]
+    restored = recovered.started.programs(restoring["Id"])
+    assert any("pg_restore" in words for words in restored)
+
+
+def production_of(recovered: Recovered, service: str) -> dict[str, Any]:
+    """What `docker inspect` says of a container of production."""
+    seen: dict[str, Any] = recovered.production.replica.container(service).attrs
+    return seen
+
+
+def as_the_service(recovered: Recovered, seen: dict[str, Any]) -> None:
+    """Image and environment of the API, and nothing that a service has beyond that."""
+    service = production_of(recovered, "aiproxysrv")
+    assert seen["Image"] == service["Image"]
+    assert sorted(seen["Config"]["Env"]) == sorted(service["Config"]["Env"])
+    assert seen["Config"]["WorkingDir"] == "/app"
+    assert seen["Config"]["Entrypoint"] == ["python3"]
+    only_looks_and_ends(seen)
+
+
+def test_s14_s17_pg_backup_uses_a_one_off_of_the_servers_own_image(recovered: Recovered) -> None:
     server = recovered.production.replica.container("postgres").attrs
     seen = recovered.started.one_off("backup")
     config, host = seen["Config"], seen["HostConfig"]
@@ -163,40 +272,44 @@ def mounted(seen: dict[str, Any]) -> set[tuple[str, str, bool]]:
 
 
 def test_nothing_is_left_of_the_one_offs(recovered: Recovered) -> None:
-    assert {name.rsplit("-", 1)[1] for name in recovered.started.one_offs} == {"look", "backup", "migrate"}
+    """No container, no network, no volume; no session either, not even the one that holds the lock."""
+    purposes = {seen["Name"].rsplit("-", 1)[1] for seen in recovered.started.one_offs}
+    assert purposes == {"look", "backup", "initdb", "rehearsal", "restore", "migrate"}
     assert recovered.after["one_offs"] == []
+    modes = {seen["HostConfig"]["NetworkMode"] for seen in recovered.started.one_offs}
+    networks = {mode for mode in modes if mode.startswith("alembic-recovery-")}
+    assert len(networks) == 1
+    assert not networks & {network.name for network in recovered.production.replica.client.networks.list()}
     volumes = {
-        mount["Name"]
-        for seen in recovered.started.one_offs.values()
-        for mount in seen["Mounts"]
-        if mount["Type"] == "volume"
+        mount["Name"] for seen in recovered.started.one_offs for mount in seen["Mounts"] if mount["Type"] == "volume"
     }
-    left = {volume.name for volume in recovered.production.replica.client.volumes.list()}
-    assert not volumes & left
+    assert len(volumes) >= 1
+    assert not volumes & {volume.name for volume in recovered.production.replica.client.volumes.list()}
     sessions = "select application_name from pg_stat_activity where application_name like 'alembic-recovery%'"
     assert recovered.production.replica.query(sessions) == ""
 
 
-def test_s2_no_password_is_in_a_process_list(recovered: Recovered) -> None:
+def test_s02_no_password_is_in_a_process_list(recovered: Recovered) -> None:
     assert recovered.started.secrets == set()
 
 
-def test_s2_no_password_is_in_docker_inspect_beyond_the_services_own(recovered: Recovered) -> None:
+def test_s02_no_password_is_in_docker_inspect_beyond_the_services_own(recovered: Recovered) -> None:
     """The application's one-off has the environment of the application's container; nothing else knows it."""
-    for name, seen in recovered.started.one_offs.items():
-        environment = seen["Config"].pop("Env")
-        assert MARKER not in json.dumps(seen), name
-        if name.endswith("-backup"):
-            assert MARKER not in json.dumps(environment)
+    for seen in recovered.started.one_offs:
+        environment = seen["Config"]["Env"]
+        without = {**seen, "Config": {**seen["Config"], "Env": []}}
+        assert MARKER not in json.dumps(without), seen["Name"]
+        if seen["Name"].endswith(("-backup", "-rehearsal", "-restore")):
+            assert MARKER not in json.dumps(environment), seen["Name"]
     assert MARKER not in json.dumps(recovered.started.execs)
 
 
-def test_s3_no_password_is_in_the_output_or_in_a_file(recovered: Recovered) -> None:
+def test_s03_no_password_is_in_the_output_or_in_a_file(recovered: Recovered) -> None:
     assert "PLAY RECAP" in recovered.run.out
     assert MARKER not in recovered.run.text
     looked_at = [path for path in recovered.site.directory.rglob("*") if path.is_file()]
     assert any(path.suffix == ".dump" for path in looked_at)
-    assert any(path.suffix == ".jsonl" for path in looked_at)
+    assert {path.name for path in looked_at} >= RUN_FILES
     assert [path for path in looked_at if MARKER.encode() in path.read_bytes()] == []
 
 
@@ -212,7 +325,16 @@ def test_acceptance_4_a_second_run_changes_nothing(recovered: Recovered, recap: 
 # -- acceptance 5: the code does not run without its columns ---------------------------------------------------------
 
 
-def test_acceptance_5_it_recovers_code_that_restarts_in_a_loop_and_rows_that_are_rewritten(
+def cannot_execute(container: Container) -> bool:
+    """Whether the Engine refuses to run a command in it, because it is just being restarted."""
+    try:
+        container.exec_run(["alembic", "current"])
+    except docker.errors.APIError as error:
+        return "restarting" in str(error)
+    return False
+
+
+def test_trap_20_acceptance_5_it_recovers_code_that_restarts_in_a_loop_and_rows_that_are_rewritten(
     tmp_path: Path, recap: Recap
 ) -> None:
     """The API ends on a schema that does not fit, and the worker has migrated at its start."""
@@ -221,11 +343,12 @@ def test_acceptance_5_it_recovers_code_that_restarts_in_a_loop_and_rows_that_are
     try:
         replica.up(variant=State.REWRITTEN, strict_start=True, data=SMALL, port=0)
         assert replica.container("aiproxysrv").attrs["RestartCount"] >= 1
+        wait_until(lambda: cannot_execute(replica.container("aiproxysrv")), "a moment between two starts")
         production = Production(replica)
         before, meaning = production.observe(), replica.query(REPLACEMENTS)
         assert (before["version"], replica.query(UNENCODED)) == (["0f864573b58a"], "0")
 
-        run = Site(production, tmp_path, production.variables()).recover()
+        run = Site(production, tmp_path, production.variables()).recover("-e", "recovery_rehearse=false")
 
         assert run.code == 0, run.text
         assert recap(run.out)["changed"] >= 4
@@ -237,7 +360,12 @@ def test_acceptance_5_it_recovers_code_that_restarts_in_a_loop_and_rows_that_are
         assert after["content"][name] == before["content"][name]
         assert after["one_offs"] == []
         assert after["containers"]["aiproxysrv"]["id"] == before["containers"]["aiproxysrv"]["id"]
+        assert after["containers"]["aiproxysrv"]["policy"] == "unless-stopped"
         assert replica.container("aiproxysrv").attrs["State"]["Health"]["Status"] == "healthy"
+        (old,) = production.beside()
+        was = kept(replica, old)
+        for part in ("version", "rows", "content", "sequences", "schema"):
+            assert was[part] == before[part], part
         for check in READING:
             check(replica.web)
     finally:

@@ -22,18 +22,27 @@ class Started:
     """What was seen of a run.
 
     Attributes:
-        one_offs: What `docker inspect` said of each container that the run has made, while it ran, by name.
+        one_offs: What `docker inspect` said of each container that the run has made, while it ran, in order.
         execs: What the engine knows of each program started in a running container, health checks included.
         secrets: Command lines of this machine's processes (those in containers among them) with the marker in them.
     """
 
-    one_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    one_offs: list[dict[str, Any]] = field(default_factory=list)
     execs: list[dict[str, Any]] = field(default_factory=list)
     secrets: set[str] = field(default_factory=set)
 
-    def one_off(self, purpose: str) -> dict[str, Any]:
-        """The one that was made for a purpose, such as ``migrate``."""
-        (found,) = (seen for name, seen in self.one_offs.items() if name.endswith(f"-{purpose}"))
+    def all_of(self, purpose: str, *, rehearsed: bool = False) -> list[dict[str, Any]]:
+        """Those that were made for a purpose, such as ``look``, beside production or in the rehearsal's network."""
+        return [
+            seen
+            for seen in self.one_offs
+            if seen["Name"].endswith(f"-{purpose}")
+            and seen["HostConfig"]["NetworkMode"].endswith("-rehearsal") is rehearsed
+        ]
+
+    def one_off(self, purpose: str, *, rehearsed: bool = False) -> dict[str, Any]:
+        """The only one of them."""
+        (found,) = self.all_of(purpose, rehearsed=rehearsed)
         return found
 
     def programs(self, container: str) -> list[list[str]]:
@@ -74,15 +83,20 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
 
 
 def _listen(client: docker.DockerClient, events: Any, started: Started, beside: set[str]) -> None:
-    """Take down each container and each program at its start."""
-    ours = {place.removeprefix("container:") for place in beside}
+    """Take down each container and each program at its start.
+
+    Which runs are this replica's is known from their first container, which is beside it; the rehearsal's are not.
+    """
+    ours, runs = {place.removeprefix("container:") for place in beside}, set()
     for event in events:
         attributes, action, identity = event["Actor"]["Attributes"], event["Action"], event["Actor"]["ID"]
         with contextlib.suppress(docker.errors.NotFound):
             if action == "start" and ONE_OFF_LABEL in attributes:
                 seen = client.api.inspect_container(identity)
                 if seen["HostConfig"]["NetworkMode"] in beside:
-                    started.one_offs[attributes["name"]] = seen
+                    runs.add(attributes[ONE_OFF_LABEL])
+                if attributes[ONE_OFF_LABEL] in runs:
+                    started.one_offs.append(seen)
                     ours.add(identity)
             elif action.startswith("exec_create") and identity in ours:
                 started.execs.append(client.api.exec_inspect(attributes["execID"]))

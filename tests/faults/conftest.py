@@ -182,6 +182,7 @@ class Site:
         confirmed = ["-e", f"recovery_confirm={self.database.name}@site"]
         where = ["-i", str(inventory or self.inventory()), "-l", "site"]
         environment = {**self.environment, **keywords.pop("environment", {})}
+        keywords.setdefault("timeout", 500)
         return run_playbook("recover.yml", *where, *confirmed, *arguments, environment=environment, **keywords)
 
     def play(self, tasks: list[dict[str, Any]], connection: dict[str, Any] | None = None, **keywords: Any) -> Run:
@@ -201,12 +202,13 @@ def site(tmp_path: Path, broken_database: AppDatabase) -> Site:
 @pytest.fixture(scope="session")
 def docker_replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerReplica]:
     """The replica as containers, in the state of 2025-10-21, with a password that can be found again."""
-    replica = DockerReplica(
-        "faults_replica", directory=tmp_path_factory.mktemp("docker") / "replica", password=MARKED_PASSWORD
-    )
-    replica.down()
-    yield replica.up(data=seed.Size(songs=200, rules=200), port=free_port())
-    replica.down()
+    # By its process: another run of these tests may use the same engine.
+    directory = tmp_path_factory.mktemp("docker") / "replica"
+    replica = DockerReplica(f"faults_{os.getpid()}", directory=directory, password=MARKED_PASSWORD)
+    try:
+        yield replica.up(data=seed.Size(songs=200, rules=200), port=free_port())
+    finally:
+        replica.down()
 
 
 #: Part of every password here; nobody else writes it anywhere.

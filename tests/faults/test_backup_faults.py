@@ -321,7 +321,7 @@ def test_row_11_corrupt_heap_page_stops_the_run_before_a_change(damaged: AppData
     assert "invalid page in block 0" in said
     assert "public.songs" in said
     assert "pg_amcheck" in said
-    assert "Nothing was migrated: the database is as it was. No service was restarted." in said
+    assert "Nothing was migrated: the database is as it was. No service was stopped." in said
     assert damaged.value("select version_num from alembic_version") == BROKEN
     assert damaged.server.execute(sql.SQL("show zero_damaged_pages"), damaged.name) == [("off",)]
     assert not site.backups[0].exists() or list(site.backups[0].iterdir()) == []
@@ -486,18 +486,22 @@ def test_row_21_backing_up_takes_little_memory(place: Place, bulky: AppDatabase,
 def test_row_22_connection_cut_in_the_middle_of_the_copy(site: Site, ssh_server: SshServer, bulky: AppDatabase) -> None:
     site.database = bulky
     with Wire(ssh_server.port, after=1 << 20) as wire:
-        run = site.recover(inventory=site.inventory(ssh_server.variables(wire.port)), timeout=300)
+        run = site.recover(inventory=site.inventory(ssh_server.variables(wire.port)))
         cuts = wire.cuts
     assert run.code == 2, run.text
     said = " ".join(run.text.split())
     assert cuts == 3
     assert "could not be copied to" in said
     assert "in 3 attempts" in said
-    assert "Nothing was migrated: the database is as it was. No service was restarted." in said
+    assert "Nothing was migrated: the database is as it was. No service was stopped." in said
     target, controller = site.backups
     assert list(controller.iterdir()) == []
     assert len(list(target.iterdir())) == 3
-    assert not (site.target / "site" / "runs").exists()
+    # The run has ended, and given its lock back; it has not come to a migration, not even to a rehearsal.
+    (written,) = (site.target / "site" / "runs").iterdir()
+    assert json.loads((written / "record.json").read_text())["stage"] == "failed"
+    assert not list(written.glob("*journal*")) + list(written.glob("*rehearsal*"))
+    assert not injections.sessions(bulky)
     assert bulky.value("select version_num from alembic_version") == BROKEN
     assert HEAD not in said.partition("could not be copied to")[2]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.alembic_recovery import dump, workbench
+from ansible.module_utils.alembic_recovery import dump, naming, workbench
 from ansible.module_utils.alembic_recovery.docker_cli import DockerCli
 from ansible.module_utils.alembic_recovery.errors import DatabaseError
 from ansible.module_utils.alembic_recovery.postgres import Login
@@ -22,6 +22,7 @@ from docker.models.containers import Container
 
 from replica.application import BROKEN, DATABASE, HEAD, USER
 from replica.docker import DockerReplica
+from tests.docker.observation import REHEARSAL_FILES, RUN_FILES, one_offs
 from tests.faults import injections
 from tests.faults.conftest import MARKED_PASSWORD, MARKER
 from tests.faults.injections import ModuleProcess, Watch, run_apart, wait_until
@@ -270,10 +271,10 @@ def planted(docker_replica: DockerReplica) -> Iterator[Container]:
     }
     container = docker_replica.client.containers.run(
         docker_replica.container("postgres").image.id,
-        name="faults_planted",
+        name=f"{docker_replica.prefix}_planted",
         environment=variables,
         detach=True,
-        labels={"org.alembic-recovery.replica": "faults_planted"},
+        labels={"org.alembic-recovery.replica": f"{docker_replica.prefix}_planted"},
     )
     ready = ["env", "-u", "PGSERVICE", "-u", "PGHOST", "pg_isready", "-q", "-U", USER, "-d", DATABASE]
     try:
@@ -322,16 +323,49 @@ def test_s03_s04_the_whole_recovery_shows_no_password(server: Server, tmp_path: 
         "--diff",
         "-e",
         "recovery_confirm=aiproxy@prod",
+        # tests/docker/test_recover_docker.py looks at one with a rehearsal.
+        "-e",
+        "recovery_rehearse=false",
     ]
     assert server.psql("select version_num from alembic_version") == BROKEN
     with Watch(MARKER) as watch:
-        run = run_playbook("recover.yml", *arguments, environment=environment, timeout=300)
+        run = run_playbook("recover.yml", *arguments, environment=environment, timeout=500)
     assert run.code == 0, run.text[-4000:]
     assert server.psql("select version_num from alembic_version") == HEAD
     assert MARKER not in run.text
     assert watch.found == set()
+    # Of the run, too: its record, its audit, its journals, the page for emergencies, what its keeper wrote.
+    assert {path.name for path in tmp_path.rglob("*")} >= RUN_FILES - REHEARSAL_FILES
     assert injections.holding(tmp_path, MARKER) == []
-    for container in replica.client.containers.list(all=True, filters={"label": "alembic-recovery.run"}):
-        assert not container.name.startswith("alembic-recovery-20"), container.name
+    assert one_offs(replica) == []
+    assert server.sessions() == []
     events = replica.client.events(since=started, until=datetime.datetime.now(datetime.UTC), decode=True)
     assert [event for event in events if MARKER in json.dumps(event)] == []
+
+
+def test_s17_the_tools_are_those_of_the_running_containers_image(docker_replica: DockerReplica, tmp_path: Path) -> None:
+    """Dump and restore, while the tag of the server's image means another image: by its id, never by its name."""
+    server, log, cli = Server(docker_replica, tmp_path / "backups"), tmp_path / "log", tmp_path / "docker"
+    cli.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {log}\nexec docker "$@"\n')
+    cli.chmod(0o755)
+    client, running = docker_replica.client, docker_replica.container("postgres").attrs
+    tag = str(running["Config"]["Image"])
+    mine, other = client.images.get(running["Image"]), docker_replica.container("aiproxysrv").image
+    place = {"database": server.options(), "docker_cli": str(cli)}
+    copy = naming.database(DATABASE, "restored", "20251021T031500Z-7f3a1c")
+    other.tag(tag)
+    try:
+        arguments = {**server.arguments(), **place}
+        backup = run_module("pg_backup", arguments)
+        assert backup.get("changed") is True, backup
+        more = {"manifest": backup["manifest_file"], "into": copy, "run_id": arguments["run_id"]}
+        restored = run_module("pg_restore", {**place, **more})
+        assert restored.get("changed") is True, restored
+    finally:
+        mine.tag(tag)
+        run_module("pg_clone", {**place, "clone": copy, "state": "absent"})
+    made = [line for line in log.read_text().splitlines() if line.startswith(("run ", "create "))]
+    assert {purpose for purpose in ("-backup", "-restore") if any(purpose in line for line in made)} == {
+        "-backup", "-restore",
+    }  # fmt: skip
+    assert [line for line in made if running["Image"] not in line] == []

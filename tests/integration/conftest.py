@@ -13,6 +13,7 @@ from replica.databases import AppDatabase, DatabaseFactory
 from replica.fixtures import embedded_postgres
 from replica.postgres import EmbeddedPostgres
 from tests.support.evidence import Witness
+from tests.support.fenced import FencedStack
 from tests.support.stacks import Deployment, witness_of
 from tests.support.supervised import STEADY, Supervised
 
@@ -69,3 +70,11 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
         for name in ("api", "worker"):
             supervisor.wait_for(name, "RUNNING")
         yield supervisor
+
+
+@pytest.fixture
+def stack(broken: AppDatabase, supervised: Supervised, tmp_path: Path) -> Iterator[FencedStack]:
+    """A database with supervised services, and a place for runs; what runs have made goes with the test."""
+    made = FencedStack(broken, supervised, tmp_path / "state" / "demo" / "runs")
+    yield made
+    made.tidy()

@@ -186,7 +186,7 @@ class TestTargets:
 
 
 class TestHealing:
-    def test_sql_before_configure_is_healed_and_proved(self, broken: AppDatabase, deployment: Deployment) -> None:
+    def test_row_34_sql_before_configure_is_healed(self, broken: AppDatabase, deployment: Deployment) -> None:
         """Trap 2: plain Alembic exits 0 and has done nothing at all."""
         deployment.change_env(
             {
@@ -210,7 +210,7 @@ class TestHealing:
         assert witness.versions() == [HEAD]
         assert witness.has("song_sketches")
 
-    def test_what_cannot_be_healed_is_noticed(self, broken: AppDatabase, deployment: Deployment) -> None:
+    def test_row_34_what_cannot_be_healed_is_noticed(self, broken: AppDatabase, deployment: Deployment) -> None:
         """No step is believed: Alembic reports success, and a trigger of somebody's has put the version back."""
         witness_of(broken).execute(
             "create function put_back() returns trigger language plpgsql as $$ begin "
@@ -228,7 +228,7 @@ class TestHealing:
 
 
 class TestFailures:
-    def test_an_error_in_the_middle_of_a_revision(
+    def test_row_32_an_error_in_the_middle_of_a_revision(
         self, broken: AppDatabase, deployment: Deployment, tmp_path: Path
     ) -> None:
         """Fault 32: nothing of it stays, what was proved before it does, and the message says where that is."""
@@ -256,7 +256,7 @@ class TestFailures:
         assert events[-1]["event"] == "error"
         witness.wait_until_alone()
 
-    def test_a_part_that_stayed_is_named(self, broken: AppDatabase, deployment: Deployment) -> None:
+    def test_row_33_a_part_that_stayed_is_named(self, broken: AppDatabase, deployment: Deployment) -> None:
         """Trap 4, fault 33: an autocommit block has committed what came before it."""
         deployment.add(
             NEW,
@@ -271,7 +271,9 @@ class TestFailures:
         assert f"not applied: {NEW}." in seen["msg"]
         assert f"Revision {NEW} had committed before it failed: a part of its work may have stayed." in seen["msg"]
 
-    def test_an_error_does_not_tell_the_data(self, broken: AppDatabase, deployment: Deployment, tmp_path: Path) -> None:
+    def test_s21_an_error_does_not_tell_the_data(
+        self, broken: AppDatabase, deployment: Deployment, tmp_path: Path
+    ) -> None:
         """S21: PostgreSQL's detail and the statement's parameters are people's data."""
         deployment.add(
             NEW,
@@ -285,13 +287,13 @@ class TestFailures:
             assert "user0@songs.example" not in text
             assert "Somebody Private" not in text
 
-    def test_a_lock_that_somebody_holds(self, broken: AppDatabase) -> None:
+    def test_row_36_a_lock_that_somebody_holds(self, broken: AppDatabase) -> None:
         """Trap 15, fault 36: a short wait, so that readers do not queue for long; then it works."""
         witness = witness_of(broken)
         with psycopg.connect(witness.conninfo, application_name="long report") as other:
             other.execute("select count(*) from songs")
             started = time.monotonic()
-            seen = migrate(broken, lock_timeout=1)
+            seen = migrate(broken, lock_timeout=1, lock_attempts=1)
             assert time.monotonic() - started < 20
             blocker = other.info.backend_pid
         assert seen["failed"] is True
@@ -303,13 +305,13 @@ class TestFailures:
         assert not witness.has("song_sketches")
         assert migrate(broken, lock_timeout=1)["after"] == witness.versions() == [HEAD]
 
-    def test_a_statement_that_takes_too_long(self, broken: AppDatabase, deployment: Deployment) -> None:
+    def test_row_42_a_statement_that_takes_too_long(self, broken: AppDatabase, deployment: Deployment) -> None:
         deployment.add(NEW, SLEEPS)
         seen = migrate(broken, deployment.directory, statement_timeout=1)
         assert "canceling statement due to statement timeout" in seen["msg"]
         assert not witness_of(broken).has("made_by_it")
 
-    def test_a_timeout_that_hangs_on_the_database_does_not_count(
+    def test_row_38_a_timeout_that_hangs_on_the_database_does_not_count(
         self, broken: AppDatabase, deployment: Deployment
     ) -> None:
         """Fault 38."""
@@ -317,7 +319,7 @@ class TestFailures:
         deployment.add(NEW, "op.execute('select pg_sleep(0.6)')")
         assert migrate(broken, deployment.directory)["after"] == [NEW]
 
-    def test_an_application_that_falls_silent(self, broken: AppDatabase, deployment: Deployment) -> None:
+    def test_row_42_an_application_that_falls_silent(self, broken: AppDatabase, deployment: Deployment) -> None:
         deployment.add(NEW, "import time\nop.execute('create table made_by_it ()')\ntime.sleep(300)")
         seen = migrate(broken, deployment.directory, timeout=8)
         assert "has been silent for 8 s and was ended" in seen["msg"]
@@ -358,7 +360,7 @@ class TestKilled:
     def is_asleep(self, database: AppDatabase) -> bool:
         return any("pg_sleep" in query for _pid, query in sessions(database))
 
-    def test_the_application(self, sleeping: AppDatabase, deployment: Deployment) -> None:
+    def test_row_35_the_application_is_killed(self, sleeping: AppDatabase, deployment: Deployment) -> None:
         def kill() -> None:
             wait_for(lambda: self.is_asleep(sleeping), "the revision to sleep")
             process = self.agent(deployment)
@@ -377,7 +379,7 @@ class TestKilled:
         assert not witness_of(sleeping).has("made_by_it")
         assert sessions(sleeping) == []
 
-    def test_the_module(self, sleeping: AppDatabase, deployment: Deployment) -> None:
+    def test_row_35_the_module_is_killed(self, sleeping: AppDatabase, deployment: Deployment) -> None:
         code = (
             "import json, sys\nfrom tests.support.modules import run_module\n"
             "run_module('alembic_migrate', json.load(sys.stdin))"
@@ -400,7 +402,7 @@ class TestKilled:
 
 
 class TestJournal:
-    def test_it_tells_what_was_done_and_no_secret(
+    def test_s21_the_journal_tells_what_was_done_and_no_secret(
         self, broken: AppDatabase, deployment: Deployment, tmp_path: Path
     ) -> None:
         """Statements with counts and durations, commits, proofs; neither the password nor anybody's data."""

@@ -54,6 +54,7 @@ class TestVerdicts:
             "revision": HEAD,
             "message": "add_song_sketches_table",
             "file": f"{HEAD}_add_song_sketches_table.py",
+            "downgrade": "present",
         }
         assert seen["missing_relations"] == RELATIONS
         assert seen["next_step"] == "ansible-playbook recover.yml -l demo"
@@ -272,8 +273,13 @@ class TestRefusals:
         )
         url = broken.url + "&options=-csearch_path%3Dother,public"
         app = application_options(broken, environment={"DATABASE_URL": url})
-        text = self.refused("other_version_table", status(broken, application=app))
-        assert "search paths differ" in text
+        seen = status(broken, application=app)
+        assert (seen["version_table"], seen["current"]) == ("other.alembic_version", [HEAD])
+        # What the application believes is read, and compared with what is there.
+        assert (seen["verdict"], seen["recoverable"]) == ("STAMPED_NOT_APPLIED", False)
+        found = [item for item in seen["findings"] if item["name"] == "version_table_by_search_path"]
+        assert "other.alembic_version" in found[0]["text"]
+        assert "would find public.alembic_version: their search paths differ" in found[0]["text"]
 
     def test_another_head_than_expected(self, broken: AppDatabase) -> None:
         text = self.refused("unexpected_head", status(broken, expected_head="0123456789ab"))

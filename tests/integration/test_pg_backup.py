@@ -117,7 +117,7 @@ class TestFourSteps:
         assert "structure" in manifest
         assert "structure" not in done["manifest"]
 
-    def test_it_is_private_and_tells_no_password(self, broken: AppDatabase, directory: Path) -> None:
+    def test_row_56_it_is_private_and_tells_no_password(self, broken: AppDatabase, directory: Path) -> None:
         old = os.umask(0o000)
         try:
             done = backup(broken, directory)
@@ -263,7 +263,7 @@ class TestRefusals:
         assert f"{dump} is not what was written: its SHA-256 differs from the manifest's." in seen["msg"]
         assert files(directory) == left
 
-    def test_a_dump_without_a_manifest_is_not_overwritten(self, broken: AppDatabase, directory: Path) -> None:
+    def test_row_57_a_dump_without_a_manifest_is_not_overwritten(self, broken: AppDatabase, directory: Path) -> None:
         dump = Path(backup(broken, directory)["dump"])
         dump.with_suffix(".manifest.json").unlink()
         left = files(directory)

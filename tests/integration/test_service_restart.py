@@ -81,7 +81,7 @@ def test_one_that_was_stopped_is_started(supervised: Supervised) -> None:
     assert supervised.process("worker") == worker
 
 
-def test_one_that_does_not_come_up(supervised: Supervised) -> None:
+def test_row_53_one_that_does_not_come_up(supervised: Supervised) -> None:
     """It says so with the end of the log, does not touch the next, and works when the cause is removed."""
     supervised.set_program("api", TRACEBACK)
     worker = supervised.process("worker")
@@ -100,7 +100,7 @@ def test_one_that_does_not_come_up(supervised: Supervised) -> None:
     assert look(supervised)["problems"] == []
 
 
-def test_one_that_comes_up_with_errors_in_its_log(supervised: Supervised) -> None:
+def test_row_53_one_that_comes_up_with_errors_in_its_log(supervised: Supervised) -> None:
     """What was in the log before the restart does not count."""
     with supervised.log("worker").open("a") as log:
         log.write("Traceback (most recent call last):\nold\n")

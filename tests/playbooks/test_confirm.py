@@ -73,7 +73,7 @@ def test_the_right_words_in_the_variable_go_on(project: Path, given: str) -> Non
 
 
 @pytest.mark.parametrize("given", ["aiproxy@staging", "aiproxy", "AIPROXY@PROD", "yes", "aiproxy@prod2"])
-def test_other_words_in_the_variable_refuse(project: Path, given: str) -> None:
+def test_s20_other_words_in_the_variable_refuse(project: Path, given: str) -> None:
     done = gate(project, "-e", f"recovery_confirm={given}")
 
     assert done.code == 2

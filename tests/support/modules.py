@@ -16,11 +16,20 @@ def run_module(name: str, arguments: dict[str, Any], *, check: bool = False, dif
     module = importlib.import_module(name)
     printed = io.StringIO()
     options = {"_ansible_check_mode": check, "_ansible_diff": diff}
+    # Warnings of all modules that this process has run are in each result, in a form that no module can be given; a
+    # controller takes them out of what is registered.
+    given = {key: _without_warnings(value) for key, value in arguments.items()}
     with (
-        patch_module_args({**arguments, **options}),
+        patch_module_args({**given, **options}),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
         module.main()
     result: dict[str, Any] = json.loads(printed.getvalue())
     return result
+
+
+def _without_warnings(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if key not in ("warnings", "deprecations")}

@@ -36,7 +36,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    pass
+{undo}
 '''
 
 
@@ -84,15 +84,22 @@ class Deployment:
         self.env = directory / "src" / "alembic" / "env.py"
 
     def add(
-        self, revision: str, body: str, *, down: str | tuple[str, ...] = HEAD, depends_on: str | None = None
+        self,
+        revision: str,
+        body: str,
+        *,
+        undo: str = "pass",
+        down: str | tuple[str, ...] = HEAD,
+        depends_on: str | None = None,
     ) -> Path:
-        """Add a revision; `body` is what its upgrade does (with `op` and `sa`). Return its file."""
+        """Add a revision; `body` is what its upgrade does, `undo` its downgrade (with `op`, `sa`). Return its file."""
         text = _REVISION.format(
             message=f"test {revision[:20]}",
             revision=revision,
             down=down,
             depends_on=depends_on,
             body=textwrap.indent(textwrap.dedent(body).strip(), "    "),
+            undo=textwrap.indent(textwrap.dedent(undo).strip(), "    "),
         )
         path = self.versions / f"{revision[:40]}_test.py"
         path.write_text(text)

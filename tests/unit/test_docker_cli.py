@@ -125,6 +125,16 @@ def test_one_off_takes_image_environment_networks_and_mounts_and_nothing_else() 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", ["host", "none", "container:abc", "mac_ki_service_default"])
+def test_one_off_in_isolation_is_in_one_network_and_cannot_write_or_be_led_elsewhere(mode: str) -> None:
+    seen = {**INSPECTED, "HostConfig": {**INSPECTED["HostConfig"], "NetworkMode": mode, "Dns": ["10.0.0.2"]}}
+    task = one_off_like(Inspected(), seen, name="n", argv=["python3"], run_id="r1", network="rehearsal")
+    assert (task.network, list(task.more_networks)) == ("rehearsal", [])
+    assert list(task.options) == [
+        "--volumes-from", "4571040020f6:ro", "--user", "app", "--workdir", "/app", "--group-add", "audio",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("mode", ["host", "none", "container:abc"])
 def test_one_off_in_a_network_mode_that_has_no_name(mode: str) -> None:
     seen = {**INSPECTED, "HostConfig": {**INSPECTED["HostConfig"], "NetworkMode": mode}}

@@ -45,15 +45,19 @@ def test_of_two_ways_to_do_one_step_only_the_first_counts(measure: ModuleType) -
 def test_the_rows_have_a_cell_for_each_size(measure: ModuleType) -> None:
     left = measure.Left("d4641a241b98", table=True, column=True, songs=200)
     as_it_was = measure.Left("0f864573b58a", table=False, column=False, songs=500)
-    typed = measure.Typed({"1. dump": 2.0}, as_it_was, 3_000_000, dump_cr=True, dump_mode=0o644)
-    run = measure.Play(12.34, {"Look": 5.0, "Migrate": 1.0}, modules=15, logic=27, changed=4, megabytes=60.4)
-    found = dict(measure.rows([measure.Measured(8_300_000, typed, run, left, run, run, 250_000)] * 2))
+    typed = measure.Typed(
+        {"1. dump": 2.0, "3. `alembic upgrade head`": 3.1}, as_it_was, 3_000_000, dump_cr=True, dump_mode=0o644
+    )
+    run = measure.Play(12.34, {"Look": 5.0, "Migrate": 1.0}, modules=15, logic=27, changed=4, megabytes=60.4,
+                       database_out=1.5, application_out=9.0)  # fmt: skip
+    found = dict(measure.rows([measure.Measured(8_300_000, typed, run, left, run, run, run, run, 4.2, 250_000)] * 2))
 
     assert {len(cells) for cells in found.values()} == {2}
     assert found["**`recover.yml`**"][0] == "**12.3 s**"
     assert found["  Look"][0] == "5.0 s"
     assert found["  Restart"][0] == "-"
     assert found["tasks (modules + logic)"][0] == "15 + 27"
+    assert found["  **outage, as a client of the database saw it**"][0] == "**1.5 s**"
     assert found["what it leaves"][0] == "version d4641a241b98, table there, column there, song list 200"
     assert found["their dump"][0] == "3.0 MB, mode 0644, with CR LF"
     assert found["what they leave"][0] == "version 0f864573b58a, table missing, column missing, song list 500"

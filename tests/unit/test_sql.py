@@ -49,3 +49,46 @@ def test_login_options_hold_no_password_and_no_second_connection_string() -> Non
         "--port=5433",
     ]
     assert login.secrets() == {"PGPASSWORD": "s3cret"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("select  1\n  from t", "select 1 from t", id="one line"),
+        pytest.param("insert into t values ('a', 'O''Hara')", "insert into t values ('…', '…')", id="literals"),
+        pytest.param("select E'it\\'s' || 'x'", "select '…' || '…'", id="with backslashes"),
+        pytest.param("do $$ begin 'x' end $$", "do '…'", id="a body"),
+        pytest.param("do $a$ $$ $a$ language sql", "do '…' language sql", id="a body with a tag"),
+        pytest.param("select 'cut off by the ser", "select '…'", id="a literal without its end"),
+        pytest.param("do $$ cut off by", "do '…'", id="a body without its end"),
+        pytest.param("select E'cut \\' off by", "select '…'", id="with backslashes and without its end"),
+        pytest.param(
+            "select * from t -- don't cache\n where email = 'bob@x.org'",
+            "select * from t where email = '…'",
+            id="an apostrophe in a comment",
+        ),
+        pytest.param("select /* it's */ 'bob'", "select '…'", id="in a block comment"),
+        pytest.param("select /* a /* b */ it's */ 'bob'", "select '…'", id="in a nested one"),
+        pytest.param("select 1 /* of bob@x.org, cut", "select 1", id="a comment without its end"),
+        pytest.param("select '-- no', 'comment' /* */ -- yes", "select '…', '…'", id="none in a literal"),
+        pytest.param("""select "it's" from t where a = 'bob'""", """select "it's" from t where a = '…'""", id="names"),
+        pytest.param("""select "a""'b" || 'bob'""", """select "a""'b" || '…'""", id="a quote in a name"),
+        pytest.param("select E'a -- \\\\' || 'bob'", "select '…' || '…'", id="a dash in a literal"),
+        pytest.param("x" * 300, "x" * 200, id="not too long"),
+        pytest.param("update t set a = %(a)s", "update t set a = %(a)s", id="parameters stay"),
+    ],
+)
+def test_shown(text: str, shown: str) -> None:
+    assert sql.shown(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("select 1 from t5 where id = 4711", "select … from t5 where id = …", id="numbers, not names"),
+        pytest.param("update t set a = 1.5e3, b = .5", "update t set a = …, b = …", id="with points"),
+        pytest.param("select $1, %(p2)s, :p3", "select $1, %(p2)s, :p3", id="parameters stay"),
+    ],
+)
+def test_shown_without_numbers(text: str, shown: str) -> None:
+    assert sql.shown(text, numbers=False) == shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -266,3 +267,25 @@ def test_a_version_that_differs_between_pythons_gets_a_marker() -> None:
         "backport==1.0",
         "psycopg==3.3.9",
     ]
+
+
+# -- Makefile -------------------------------------------------------------------------------------------------
+
+
+def would_do(target: str) -> str:
+    """What make would do, without doing it."""
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_every_folder_of_tests_is_in_make_test() -> None:
+    stages = next(line for line in would_do("test").splitlines() if "tools/test" in line).partition("tools/test ")[2]
+    done = "\n".join(would_do(stage) for stage in stages.split())
+    for folder in {path.parent for path in ROOT.glob("tests/*/test_*.py")}:
+        assert re.search(rf"\stests/{folder.name}\s", f"{done}\n"), f"no stage runs {folder}"
+
+
+def test_make_faults_takes_every_pair_and_make_test_does_not() -> None:
+    assert "EVERY_PAIR" not in would_do("pairwise")
+    assert "EVERY_PAIR=1 tools/ensure-docker" in would_do("faults")
+    assert " tests/faults " in would_do("faults")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from ansible.module_utils.alembic_recovery.baseline import Models
+from ansible.module_utils.alembic_recovery.declared import Compared, Comparison
 from ansible.module_utils.alembic_recovery.verdict import Code, Schema, Wishes, judge
 
 
@@ -26,6 +30,18 @@ def code(*revisions: dict[str, Any], heads: list[str]) -> Code:
     return Code(heads=heads, known={item["revision"]: item for item in revisions})
 
 
+def declared(row: str, partial: Sequence[str] = (), lost: Sequence[str] = (), *, decisive: bool = True) -> Schema:
+    """A database at `row`, with revisions that are partly there, or were not applied."""
+
+    def compared(names: Sequence[str]) -> list[Compared]:
+        return [Compared(name, ["table t"], ["index i on t"], decisive) for name in names]
+
+    return Schema(rows=[row], tables=3, declared=Comparison(compared(partial), compared(lost)))
+
+
+INDEX = {"side": "missing", "table": "songs", "object": "index i on songs", "detail": "n"}
+DRIFTED = Models("compared", fingerprint="f", differences=[INDEX], drift=[INDEX], recorded_at="2025-10-21")
+AS_RECORDED = Models("compared", fingerprint="f", differences=[INDEX], recorded_at="2025-10-21")
 LINEAR = code(revision("a"), revision("b", "a"), revision("c", "b"), heads=["c"])
 BRANCHED = code(revision("a"), revision("b", "a"), revision("x", "a"), heads=["b", "x"])
 MERGED = code(revision("a"), revision("b", "a"), revision("x", "a"), revision("m", "b", "x"), heads=["m"])
@@ -56,6 +72,22 @@ CASES: list[tuple[str, Code, Schema, str, list[str]]] = [
         [],
     ),
     ("behind and without it", LINEAR, Schema(rows=["b"], tables=3, missing_relations=["t.c"]), "BEHIND", ["c"]),
+    ("behind, and the next step is there in part", LINEAR, declared("b", partial=["c"]), "PARTIAL", ["c"]),
+    ("behind, and the last step is not there", LINEAR, declared("b", lost=["b"]), "STAMPED_NOT_APPLIED", []),
+    ("a version that is not true comes first", LINEAR, declared("b", ["c"], ["b"]), "STAMPED_NOT_APPLIED", []),
+    ("at head, and the last step is not there", LINEAR, declared("c", lost=["c"]), "STAMPED_NOT_APPLIED", []),
+    ("at head, and an index is not there", LINEAR, declared("c", lost=["c"], decisive=False), "AT_HEAD", []),
+    ("at head, and drifted", LINEAR, Schema(rows=["c"], tables=3, models=DRIFTED), "DRIFTED", []),
+    ("behind: what is to come explains it", LINEAR, Schema(rows=["b"], tables=3, models=DRIFTED), "BEHIND", ["c"]),
+    ("at head, and as recorded", LINEAR, Schema(rows=["c"], tables=3, models=AS_RECORDED), "AT_HEAD", []),
+    (
+        "drifted, and what the inventory expects is not there",
+        LINEAR,
+        Schema(rows=["c"], tables=3, models=DRIFTED, missing_relations=["t.c"]),
+        "STAMPED_NOT_APPLIED",
+        [],
+    ),
+    ("heads to choose from come first", BRANCHED, declared("a", partial=["b"]), "MULTIPLE_HEADS", []),
     ("database silent", LINEAR, Schema(error="no connection"), "UNREADABLE", []),
     ("code silent", Code(error="no Alembic"), Schema(rows=["c"], tables=3), "UNREADABLE", []),
     ("both silent", Code(error="no Alembic"), Schema(error="no connection"), "UNREADABLE", []),
@@ -117,9 +149,31 @@ FINDINGS: list[tuple[str, Code, Schema, Wishes, set[tuple[str, str]]]] = [
     (
         "invalid index",
         LINEAR,
-        Schema(rows=["c"], tables=1, invalid_indexes=["public.i"]),
+        Schema(rows=["c"], tables=1, invalid_indexes={"public.i": '"public"."i"'}),
         Wishes(),
         {("invalid_index", "warning")},
+    ),
+    (
+        "an index that is gone",
+        LINEAR,
+        declared("c", lost=["c"], decisive=False),
+        Wishes(),
+        {("missing_object", "warning")},
+    ),
+    (
+        "blemishes",
+        LINEAR,
+        Schema(
+            rows=["c"],
+            tables=1,
+            blemishes={
+                "unchecked_constraints": [{"table": "t", "name": "k"}],
+                "sequences_behind": [{"sequence": "s", "table": "t", "column": "id", "last_value": None, "highest": 9}],
+                "not_read": "a reason",
+            },
+        ),
+        Wishes(),
+        {("constraint_not_valid", "warning"), ("sequence_behind", "warning"), ("sequences_not_read", "info")},
     ),
     ("standby", LINEAR, Schema(rows=["b"], tables=1, in_recovery=True), Wishes(), {("standby", "refusal")}),
     (
@@ -174,3 +228,37 @@ def test_a_head_that_does_not_exist_is_told_from_one_that_is_not_the_head() -> N
         "The plan expects head zz; the code's head is c. The code has no revision zz: is the right image deployed? "
         "Correct expect.head, or deploy the right code."
     )
+
+
+def test_an_invalid_index_comes_with_the_statement_that_rebuilds_it() -> None:
+    schema = Schema(rows=["c"], tables=1, invalid_indexes={"public.Ix": '"public"."Ix"'})
+    [finding] = judge(LINEAR, schema, Wishes()).findings
+    assert finding.text.endswith('REINDEX INDEX CONCURRENTLY "public"."Ix";')
+    assert ": public.Ix." in finding.text
+
+
+def test_what_is_there_in_part_is_told_object_by_object() -> None:
+    summary = judge(LINEAR, declared("b", partial=["c"]), Wishes()).summary
+    assert "Revision c: there: table t; not there: index i on t." in summary
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (None, "there are no images to look for it in"),
+        ([], "No local image has it in the same place"),
+        (["shop:2"], "Local image shop:2 has it: deploy that one. Then"),
+        (["shop:2", "shop:3"], "Local image shop:2 has it (so have shop:3): deploy that one"),
+    ],
+    ids=["nothing to look through", "not found", "found", "found twice"],
+)
+def test_ahead_names_the_image_that_has_the_code(images: list[str] | None, expected: str) -> None:
+    seen = dataclasses.replace(LINEAR, images=images)
+    assert expected in judge(seen, Schema(rows=["zz"], tables=3), Wishes()).next_step
+
+
+def test_drifted_names_what_has_changed_and_no_more() -> None:
+    verdict = judge(LINEAR, Schema(rows=["c"], tables=3, models=DRIFTED), Wishes(current="a", head="c"))
+    assert verdict.summary.endswith("recorded as right at 2025-10-21 has changed: not there: index i on songs (n).")
+    assert "playbooks/baseline.yml" in verdict.next_step
+    assert verdict.findings == []

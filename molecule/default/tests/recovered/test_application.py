@@ -34,7 +34,9 @@ def test_container_is_healthy_and_the_same(
     state = replica.container(service).attrs["State"]
     assert (state["Status"], state["Health"]["Status"]) == ("running", "healthy")
     was, is_ = before["containers"][service], now["containers"][service]
-    assert (is_["id"], is_["image"]) == (was["id"], was["image"])
+    for part in ("id", "image", "policy"):
+        assert is_[part] == was[part]
+    assert was["policy"] == "unless-stopped"
     assert (is_["started"] != was["started"]) is (service in RESTARTED)
 
 
@@ -52,12 +54,16 @@ def test_log_since_the_restart_has_no_error(replica: DockerReplica, service: str
     assert not [line for line in log if "Traceback" in line or "UndefinedColumn" in line or " ERROR " in line]
 
 
-def test_no_container_of_a_run_is_left(now: dict[str, Any]) -> None:
+def test_nothing_that_a_run_has_made_is_left(now: dict[str, Any], replica: DockerReplica) -> None:
+    """No container, network or volume, and no session: the lock has been given back."""
     assert now["one_offs"] == []
+    sessions = "select application_name from pg_stat_activity where application_name like 'alembic-recovery%'"
+    assert replica.query(sessions) == ""
 
 
 def test_the_server_has_nothing_but_backups(server: Host, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """No package, no module, no temporary file; backups and journals are in the directory for them."""
+    """No package, no module, no temporary file, no process; backups and journals are in the directory for them."""
+    assert "keeper.py" not in server.check_output("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
     assert now["changed_files"]["server"] == before["changed_files"]["server"]
     assert not server.file("/home/deploy/.ansible").exists
     assert not server.file("/root/.ansible").exists

@@ -12,6 +12,9 @@ import pytest
 from testinfra.host import Host
 
 from replica.application import BROKEN
+from tests.docker.observation import RUN_FILES
+
+STAGES = ("locked", "backed_up", "fenced", "cloned", "migrated", "swapped", "starting", "done")
 
 
 @pytest.fixture
@@ -70,11 +73,37 @@ def test_no_role_password_is_in_it(copies: list[Path]) -> None:
     assert "SCRAM-SHA-256" not in text
 
 
-def test_the_journal_is_private_and_tells_of_both_revisions(server: Host, server_directory: str) -> None:
+@pytest.fixture
+def run_directory(server: Host, server_directory: str) -> str:
+    """Where the run wrote down what it did; the others, which changed nothing, wrote nothing."""
     directory = server.file(f"{server_directory}/prod/runs")
-    assert directory.mode == 0o700
+    assert (directory.mode, directory.user) == (0o700, "deploy")
     (name,) = directory.listdir()
-    journal = server.file(f"{directory.path}/{name}")
-    assert journal.mode == 0o600
+    return f"{directory.path}/{name}"
+
+
+def test_what_the_run_wrote_down_is_private(server: Host, run_directory: str) -> None:
+    directory = server.file(run_directory)
+    assert (directory.mode, directory.user) == (0o700, "deploy")
+    assert set(directory.listdir()) == {*RUN_FILES, "alive"}
+    assert server.file(f"{run_directory}/alive").listdir() == []
+    for name in RUN_FILES:
+        file = server.file(f"{run_directory}/{name}")
+        assert (file.mode, file.user) == (0o600, "deploy"), name
+
+
+@pytest.mark.parametrize("name", ["rehearsal.jsonl", "journal.jsonl"])
+def test_the_journals_tell_of_both_revisions(server: Host, run_directory: str, name: str) -> None:
+    """First of the rehearsal's copy, then of the clone."""
+    journal = server.file(f"{run_directory}/{name}")
     proved = [line for line in map(json.loads, journal.content_string.splitlines()) if line["event"] == "proved"]
     assert [line["revision"] for line in proved] == ["234ea0f4b6c3", "d4641a241b98"]
+
+
+def test_the_record_says_that_the_run_has_ended_well(server: Host, run_directory: str) -> None:
+    record = json.loads(server.file(f"{run_directory}/record.json").content_string)
+    assert record["stage"] == "done"
+    stages = [entry["stage"] for entry in record["stages"]]
+    assert [stages.index(name) for name in STAGES] == sorted(stages.index(name) for name in STAGES)
+    page = server.file(f"{run_directory}/BREAK-GLASS.txt").content_string
+    assert "The run has ended well." in page

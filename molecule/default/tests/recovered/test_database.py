@@ -15,6 +15,7 @@ from replica import seed
 from replica.application import BROKEN, HEAD
 from replica.docker import DockerReplica
 from tests.docker.observation import database as look
+from tests.docker.observation import kept
 
 CHANGED_COLUMNS = {"alembic_version.version_num", "lyric_parsing_rules.replacement"}
 
@@ -51,7 +52,18 @@ def test_the_schema_has_lost_nothing_and_gained_what_the_revisions_make(
     assert not lost
     assert sum("song_sketches" in line or "sketch_id" in line for line in gained) >= 7
     assert now["globals"] == before["globals"]
-    assert now["databases"] == before["databases"]
+
+
+def test_the_database_from_before_is_kept_closed_and_is_what_it_was(
+    replica: DockerReplica, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Two runs, and only the one that migrated has kept one; nobody has written into it since."""
+    (old,) = set(now["databases"]) - set(before["databases"])
+    assert old.startswith("aiproxy_old_")
+    assert len(now["databases"]) == len(before["databases"]) + 1
+    was = kept(replica, old)
+    for part in ("version", "rows", "content", "sequences", "schema", "writes"):
+        assert was[part] == before[part], part
 
 
 def test_all_other_data_is_identical(before: dict[str, Any], now: dict[str, Any]) -> None:

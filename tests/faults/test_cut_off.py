@@ -1,0 +1,227 @@
+"""Runs of recover.yml that are cut off in every stage, by everything that can be killed: the next one ends well.
+
+`make test` takes each stage and each victim at least once; `make faults` takes every pair (EVERY_PAIR=1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from replica.application import HEAD, USER
+from replica.host import HostReplica
+from replica.seed import Size
+from tests.faults.injections import wait_until
+from tests.replica import behaviour
+from tests.support.ansible_run import ROOT, clean_environment
+from tests.support.host_runs import HostRuns, Outcome
+from tests.support.modules import run_module
+from tests.support.songs import assert_only_the_revisions_have_changed_it
+
+pytestmark = pytest.mark.slow
+
+#: The stages as the record of a run has them, before whose deed they are written down.
+STAGES = ("locked", "backing_up", "rehearsing", "fencing", "cloning", "migrating", "swapping", "starting")
+VICTIMS = ("controller", "module", "backend", "server")
+#: Each stage and each victim at least once, and every stage of the outage with its most likely victim.
+CHOSEN = [
+    ("locked", "controller"), ("backing_up", "module"), ("rehearsing", "server"), ("fencing", "controller"),
+    ("cloning", "backend"), ("migrating", "backend"), ("swapping", "module"), ("starting", "controller"),
+]  # fmt: skip
+PAIRS = [(s, v) for s in STAGES for v in VICTIMS] if os.environ.get("EVERY_PAIR") else CHOSEN
+# On two replicas at a time: else the others would wait for this file in the end.
+SHARED = [
+    pytest.param(*pair, marks=pytest.mark.xdist_group(f"cut-off {number % 2}")) for number, pair in enumerate(PAIRS)
+]
+# Seconds that a run may be without a process on the target before it is dead: enough for a busy machine.
+GRACE = 20
+# A revision that takes its time, so that there is something to be cut off.
+SLOW = '    op.execute("select pg_sleep(2)")\n'
+
+
+class CutOffRuns(HostRuns):
+    """Runs on a host replica that can be broken again; whether they rehearse is a matter of time."""
+
+    rehearse = False
+
+    def keep(self) -> None:
+        """Keep the database as it is now."""
+        self.replica.supervisorctl("stop", "all")
+        self.witness.wait_until_alone()
+        self.replica.postgres.create_database("as_it_was_made", USER, "aiproxy")
+        self.replica.supervisorctl("start", "all")
+
+    def reset(self) -> None:
+        """Make the database and the services as they were kept."""
+        postgres = self.replica.postgres
+        self.replica.supervisorctl("stop", "all")
+        for (name,) in self.server("select datname from pg_database where datname ~ '^aiproxy'"):
+            postgres.drop_database(name)
+        postgres.create_database("aiproxy", USER, "as_it_was_made")
+        self.replica.supervisorctl("start", "all")
+
+    def server(self, statement: str) -> list[tuple[Any, ...]]:
+        """Ask the server, not the application's database: it may be closed."""
+        import psycopg
+
+        with psycopg.connect(self.replica.postgres.conninfo(), autocommit=True) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
+    def begin(self) -> subprocess.Popen[str]:
+        """Start recover.yml, confirmed."""
+        places = {
+            "recovery_directory": str(self.target_state),
+            "recovery_controller_directory": str(self.controller_state),
+            "recovery_confirm": "aiproxy@demo",
+            "recovery_lock_grace": GRACE,
+            "recovery_rehearse": self.rehearse,
+        }
+        command = ["ansible-playbook", "recover.yml", "-i", str(self.replica.inventory_file), "-l", "demo"]
+        return subprocess.Popen(
+            [*command, "-e", json.dumps(places)],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def record(self, known: set[Path]) -> dict[str, Any]:
+        """The record of a run that is none of those that are known."""
+        new = set((self.target_state / "demo" / "runs").glob("*/record.json")) - known
+        for path in new:
+            with contextlib.suppress(ValueError, OSError):
+                found: dict[str, Any] = json.loads(path.read_text())
+                return {**found, "directory": path.parent}
+        return {}
+
+    def options(self) -> dict[str, Any]:
+        """The options of run_status, as recover.yml would give them."""
+        inventory = yaml.safe_load(self.replica.inventory_file.read_text())
+        (host,) = inventory["demo"]["hosts"].values()
+        stack = host["recovery_stack"]
+        database = {**stack["database"], "password": self.replica.password}
+        directory = str(self.target_state / "demo" / "runs")
+        return {"database": database, "services": stack["services"], "directory": directory}
+
+    def recover_when_it_may(self) -> Outcome:
+        """Run recover.yml until nobody else is at work."""
+        deadline = time.monotonic() + 120
+        while True:
+            done = self.recover(variables={"recovery_rehearse": False})
+            if "Somebody else is at work" not in done.words or time.monotonic() > deadline:
+                return done
+            time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOffRuns]:
+    replica = HostReplica(tmp_path_factory.mktemp("cut-off") / "replica")
+    try:
+        replica.up(data=Size(songs=100, rules=100))
+        revision = next((replica.application / "src/alembic/versions").glob(f"{HEAD}_*.py"))
+        revision.write_text(revision.read_text().replace("\n\n\ndef downgrade", f"\n{SLOW}\n\ndef downgrade"))
+        made = CutOffRuns(replica)
+        made.keep()
+        yield made
+    finally:
+        replica.down()
+
+
+def controllers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """ansible-playbook and its workers, without the modules that they have started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        main = psutil.Process(process.pid)
+        return [one for one in [main, *main.children(recursive=True)] if "ansible-playbook" in " ".join(one.cmdline())]
+    return []
+
+
+def kill(runs: CutOffRuns, victim: str, process: subprocess.Popen[str], record: dict[str, Any]) -> None:
+    """Kill it as the kernel does."""
+    if victim == "controller":
+        for one in controllers(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    elif victim == "module":
+        for path in (record["directory"] / "alive").iterdir():
+            with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+                psutil.Process(int(path.name)).kill()
+    elif victim == "backend":
+        pids = runs.server(
+            "select pid from pg_stat_activity where pid <> pg_backend_pid() and application_name like "
+            "'alembic-recovery%' order by application_name like '%:lock'"
+        )
+        for (pid,) in pids[:1]:
+            psutil.Process(pid).kill()
+        wait_until(lambda: answers(runs), "PostgreSQL after its crash")
+    else:
+        runs.replica.postgres.stop("immediate")
+        runs.replica.postgres.start()
+
+
+def answers(runs: CutOffRuns) -> bool:
+    import psycopg
+
+    try:
+        return bool(runs.server("select 1"))
+    except psycopg.OperationalError:
+        return False
+
+
+def cut_off(runs: CutOffRuns, stage: str, victim: str) -> tuple[str, str]:
+    """Start a run, kill the victim in the stage; the stage that it was in, and all that was printed."""
+    known = set((runs.target_state / "demo" / "runs").glob("*/record.json"))
+    process = runs.begin()
+    try:
+        seen: dict[str, Any] = {}
+
+        def there() -> bool:
+            seen.update(runs.record(known))
+            return stage in [entry["stage"] for entry in seen.get("stages", [])] or process.poll() is not None
+
+        wait_until(there, f"the stage {stage}", 300)
+        assert process.poll() is None, process.communicate()[0]
+        kill(runs, victim, process, seen)
+        reached = str(runs.record(known).get("stage"))
+        said, _unused = process.communicate(timeout=200)
+        return reached, said
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+
+
+@pytest.mark.parametrize(("stage", "victim"), SHARED)
+def test_rows_35_40_54_cut_off(runs: CutOffRuns, stage: str, victim: str) -> None:
+    """A SIGKILL of the controller, of the module on the target, of a backend of PostgreSQL, or of PostgreSQL."""
+    runs.reset()
+    runs.rehearse = stage == "rehearsing"
+    before = runs.witness.look()
+
+    _reached, said = cut_off(runs, stage, victim)
+
+    done = runs.recover_when_it_may()
+    assert done.code == 0, f"{said}\n\n{done.text}"
+    after = runs.witness.look()
+    assert runs.witness.versions() == [HEAD]
+    assert_only_the_revisions_have_changed_it(before, after)
+    for check in behaviour.HEALTHY:
+        check(runs.replica.client)
+    # What is kept is closed; nothing else is left, and the next run has nothing to do.
+    databases = runs.server("select datname, datallowconn from pg_database where datname ~ '^aiproxy'")
+    assert [name for name, is_open in databases if is_open] == ["aiproxy"], databases
+    assert all("_old_" in name for name, is_open in databases if not is_open), databases
+    assert runs.server("select application_name from pg_stat_activity where application_name ~ '^alembic-reco'") == []
+    left = run_module("run_status", runs.options())
+    assert (left["action"], left["todo"]) == ("nothing", []), left

@@ -1,0 +1,169 @@
+"""run_status and run_settle: what a run that was cut off has left is found, named, and brought to a good end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from ansible.module_utils.alembic_recovery import lock, naming, record
+
+from tests.support.ansible_run import ROOT
+from tests.support.evidence import Witness
+from tests.support.fenced import FencedStack, wait_until
+from tests.support.modules import run_module
+from tests.support.stacks import witness_of
+
+
+def status(stack: FencedStack, **more: Any) -> dict[str, Any]:
+    options = stack.options(**more)
+    return run_module("run_status", {**options, "run_id": "20260101T000000Z-abcdef", "directory": str(stack.runs)})
+
+
+def settle(stack: FencedStack, *, check: bool = False, **more: Any) -> dict[str, Any]:
+    options = {**stack.options(**more), "run_id": "20260101T000000Z-abcdef", "directory": str(stack.runs)}
+    return run_module("run_settle", options, check=check)
+
+
+def cut_off(stack: FencedStack, stage: str) -> None:
+    """As a run leaves it that is killed in a stage: stopped services, a closed database, a dead keeper."""
+    stack.lock()
+    stack.run("service_stop")
+    run_module("pg_fence", stack.options(state="closed"))
+    record.begin(str(stack.directory), stage)
+    for pid in lock.keeper_pids(str(stack.directory)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_row_54_a_run_that_was_cut_off_is_found_and_taken_back(stack: FencedStack) -> None:
+    before = stack.databases()
+    seen = witness_of(stack.database).look()
+    cut_off(stack, "migrating")
+    new, _old = stack.copied()
+
+    found = status(stack)
+    assert (found["action"], found["run_id"], found["reachable"]) == ("take_back", stack.run_id, False)
+    assert "was cut off in the stage migrating" in found["sentence"]
+    planned = settle(stack, check=True)
+    assert planned["changed"] is True, planned
+    assert planned["todo"] == [f"open {stack.database.name}", f"drop {new}", "start the services that do not run"]
+    assert new in stack.databases()
+    assert set(stack.states().values()) == {"STOPPED"}
+
+    done = settle(stack)
+    assert (done["changed"], done["started"]) == (True, ["api", "worker"]), done
+    assert stack.databases() == before
+    after = Witness(stack.database.server.conninfo(stack.database.name)).look()
+    assert (after.catalog, after.rows, after.content) == (seen.catalog, seen.rows, seen.content)
+    assert set(stack.states().values()) <= {"RUNNING", "STARTING"}
+    assert stack.record()["stage"] == "taken_back"
+    for check in (True, False):
+        assert settle(stack, check=check)["changed"] is False
+    assert status(stack)["action"] == "nothing"
+
+
+def test_row_54_after_the_swap_the_services_are_started_on_the_migrated_database(stack: FencedStack) -> None:
+    name = stack.database.name
+    new, old = stack.copied()
+    stack.lock()
+    stack.run("service_stop")
+    run_module("pg_fence", stack.options(state="closed"))
+    before = stack.databases()
+    stack.swap(replacement=new, keep_as=old, run_directory=str(stack.directory), row_counts={"public.songs": 3})
+    for pid in lock.keeper_pids(str(stack.directory)):
+        os.kill(pid, signal.SIGKILL)
+    assert stack.record()["row_counts"] == {"public.songs": 3}
+
+    assert status(stack)["action"] == "finish"
+    done = settle(stack)
+
+    assert (done["action"], done["started"]) == ("finish", ["api", "worker"]), done
+    assert stack.databases() == {name: (before[new][0], True), old: (before[name][0], False)}
+    assert status(stack)["kept"] == [old]
+
+
+def test_row_54_processes_and_sessions_of_the_dead_run_are_ended(stack: FencedStack) -> None:
+    stack.lock()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    (stack.directory / "alive" / str(sleeper.pid)).write_text(record.started(sleeper.pid))
+    named = psycopg.connect(stack.database.conninfo, application_name=f"alembic-recovery:{stack.run_id}:migrate")
+    refused = settle(stack)
+    assert refused["failed"] is True
+    assert f"-e recovery_end_run={stack.run_id}" in refused["msg"]
+    assert sleeper.poll() is None
+
+    done = settle(stack, settle=stack.run_id)
+
+    assert done["changed"] is True, done
+    assert sleeper.wait(5) != 0
+    with pytest.raises(psycopg.OperationalError):
+        named.execute("select 1")
+    assert stack.lock_holders() == []
+    assert status(stack)["action"] == "nothing"
+
+
+def test_a_database_that_somebody_else_has_closed_is_left_alone(stack: FencedStack) -> None:
+    stack.admin(f'alter database "{stack.database.name}" with allow_connections false')
+    try:
+        assert status(stack)["action"] == "refuse"
+        refused = settle(stack)
+        assert "no run says that it has closed it" in refused["msg"]
+        assert stack.databases()[stack.database.name][1] is False
+    finally:
+        stack.admin(f'alter database "{stack.database.name}" with allow_connections true')
+
+
+def test_row_54_a_copy_that_is_still_being_made_for_the_dead_run_is_ended(stack: FencedStack) -> None:
+    """The server goes on with CREATE DATABASE when whoever asked for it is killed."""
+    stack.admin_in_database(
+        "create table public.ballast as select g, repeat(md5(g::text), 60) as text from generate_series(1, 150000) g",
+        "checkpoint",
+    )
+    stack.lock()
+    stack.run("service_stop")
+    run_module("pg_fence", stack.options(state="closed", run_directory=str(stack.directory)))
+    new = naming.database(stack.database.name, "new", stack.run_id)
+    options = stack.options(run_directory=str(stack.directory), clone=new)
+    del options["services"]
+    module = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.run_module", "pg_clone"], stdin=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert module.stdin is not None
+    module.stdin.write(json.dumps(options))
+    module.stdin.close()
+    making = "select application_name from pg_stat_activity where query like 'create database%' and state = 'active'"
+    witness = Witness(stack.database.server.conninfo())
+    wait_until(lambda: witness.query(making), "the copy is being made")
+    module.kill()
+    module.wait()
+    for pid in lock.keeper_pids(str(stack.directory)):
+        os.kill(pid, signal.SIGKILL)
+    assert list(witness.query(making)) == [(f"alembic-recovery:{stack.run_id}:work",)], "it was too fast"
+
+    done = settle(stack)
+
+    assert (done["action"], done["started"]) == ("take_back", ["api", "worker"]), done
+    assert list(witness.query(making)) == []
+    assert [name for name, (_, is_open) in stack.databases().items() if is_open] == [stack.database.name]
+    assert list(stack.databases()) == [stack.database.name]
+
+
+def test_row_40_it_waits_for_a_server_that_comes_up_again_after_a_crash(stack: FencedStack) -> None:
+    cut_off(stack, "cloning")
+    server = stack.database.server
+    server.stop("immediate")
+    starting = threading.Timer(3, server.start)
+    starting.start()
+    try:
+        done = settle(stack)
+    finally:
+        starting.join()
+
+    assert (done["action"], done["started"]) == ("take_back", ["api", "worker"]), done
+    assert stack.databases()[stack.database.name][1] is True

@@ -1,0 +1,218 @@
+"""Other ways through recover.yml on the host replica: in place, online, strangers, two at once, a run that is dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from replica.application import BROKEN, HEAD, USER
+from replica.host import HostReplica
+from replica.seed import Size
+from tests.replica import behaviour
+from tests.support.ansible_run import ROOT, clean_environment
+from tests.support.host_runs import HostRuns, Outcome
+from tests.support.songs import assert_only_the_revisions_have_changed_it
+
+pytestmark = [pytest.mark.xdist_group("ways"), pytest.mark.slow]
+
+ROUNDS = 10 if os.environ.get("EVERY_PAIR") else 1
+
+
+class Ways(HostRuns):
+    """Runs on a replica that can be broken again."""
+
+    def server(self, statement: str) -> list[tuple[Any, ...]]:
+        """Ask the server, not the application's database."""
+        with psycopg.connect(self.replica.postgres.conninfo(), autocommit=True) as connection:
+            answer = connection.execute(statement.encode())
+            return answer.fetchall() if answer.description else []
+
+    def client(self, name: str) -> psycopg.Connection[Any]:
+        """A client that is none of the services."""
+        return psycopg.connect(
+            host=str(self.replica.postgres.socket_dir),
+            dbname="aiproxy",
+            user=USER,
+            password=self.replica.password,
+            application_name=name,
+        )
+
+    def databases(self) -> list[tuple[Any, ...]]:
+        """Names of the application's databases, and whether they are open."""
+        return self.server("select datname, datallowconn from pg_database where datname ~ '^aiproxy' order by 1")
+
+    def keep(self) -> None:
+        """Keep the database as it is now."""
+        self.replica.supervisorctl("stop", "all")
+        self.witness.wait_until_alone()
+        self.replica.postgres.create_database("as_it_was_made", USER, "aiproxy")
+        self.replica.supervisorctl("start", "all")
+
+    def reset(self) -> None:
+        """Make the database and the services as they were kept."""
+        self.replica.supervisorctl("stop", "all")
+        for name, _open in self.databases():
+            self.replica.postgres.drop_database(name)
+        self.replica.postgres.create_database("aiproxy", USER, "as_it_was_made")
+        self.replica.supervisorctl("start", "all")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+    replica = HostReplica(tmp_path_factory.mktemp("ways") / "replica")
+    try:
+        replica.up(data=Size(songs=100, rules=100))
+        runs = Ways(replica)
+        runs.keep()
+        yield runs
+    finally:
+        replica.down()
+
+
+@pytest.fixture
+def runs(made: Ways) -> Ways:
+    """The replica as on 2025-10-21."""
+    made.reset()
+    return made
+
+
+def is_recovered(runs: Ways, before: Any) -> None:
+    assert runs.witness.versions() == [HEAD]
+    assert_only_the_revisions_have_changed_it(before, runs.witness.look())
+    for check in behaviour.HEALTHY:
+        check(runs.replica.client)
+
+
+def quickly(runs: Ways, **variables: Any) -> Outcome:
+    """Recover without a rehearsal."""
+    return runs.recover(variables={"recovery_rehearse": False, **variables})
+
+
+def test_in_place_behind_the_fence(runs: Ways) -> None:
+    before, oid = runs.witness.look(), runs.server("select oid from pg_database where datname = 'aiproxy'")
+
+    planned = runs.play("--check", variables={"recovery_migrate": "in_place"})
+    done = quickly(runs, recovery_migrate="in_place")
+
+    assert (planned.code, done.code) == (0, 0), done.text
+    assert "It is migrated in place: recovery_migrate says so. Going back means restoring the backup" in planned.words
+    is_recovered(runs, before)
+    assert runs.databases() == [("aiproxy", True)]
+    assert runs.server("select oid from pg_database where datname = 'aiproxy'") == oid
+
+
+def test_in_place_where_a_clone_is_impossible_and_the_reason_is_in_the_plan(runs: Ways) -> None:
+    runs.server("alter database aiproxy set log_statement = 'ddl'")
+
+    planned = runs.play("--check")
+
+    assert planned.code == 0, planned.text
+    assert "aiuser may not give a copy these settings of aiproxy: log_statement" in planned.words
+    assert "put it aside under another name" in planned.words
+
+
+def test_online_without_a_fence_says_what_that_costs(runs: Ways) -> None:
+    before = runs.witness.look()
+    started = runs.processes()
+
+    done = quickly(runs, recovery_fence=False)
+
+    assert done.code == 0, done.text
+    assert "while clients are in the database (recovery_fence is false)" in done.words
+    assert "Nobody is kept out" in done.words
+    assert not [task for task in done.changed if "Stop the services" in task]
+    is_recovered(runs, before)
+    assert runs.databases() == [("aiproxy", True)]
+    assert runs.processes().keys() != started.keys(), "the services were not restarted"
+
+
+def test_row_36_acceptance_4_online_somebody_keeps_songs_and_it_ends_as_it_was_with_the_name(runs: Ways) -> None:
+    """The rehearsal has shown that a later revision needs the table: not even the first one is begun."""
+    before, started = runs.witness.look(), runs.processes()
+    with runs.client("nightly report") as report:
+        report.execute("select count(*) from songs where title <> 'somebody''s'")
+        stopped = runs.recover(variables={"recovery_fence": False, "migrate_lock_attempts": 2})
+        assert report.execute("select 1").fetchone() == (1,)
+        pid = report.info.backend_pid
+
+    assert stopped.code == 2, stopped.text
+    assert f"{pid} (aiuser, nightly report, idle in transaction, for " in stopped.failure
+    assert "its statement: select count(*) from songs where title <> '…'" in stopped.failure
+    assert "-e recovery_terminate_blockers=terminate" in stopped.failure
+    assert "No revision was begun: locks that they took in the rehearsal (" in stopped.failure
+    assert "Nothing was migrated: the database is as it was. No service was stopped." in stopped.failure
+    after = runs.witness.look()
+    assert (after.catalog, after.rows, after.content) == (before.catalog, before.rows, before.content)
+    assert runs.witness.versions() == [BROKEN]
+    assert started.items() <= runs.processes().items(), "a service was restarted"
+    assert runs.databases() == [("aiproxy", True)]
+
+
+def test_a_role_that_may_not_rename_is_refused_before_anything_is_touched(runs: Ways) -> None:
+    before = runs.look()
+    runs.server("alter role aiuser nocreatedb")
+    try:
+        refused = runs.recover()
+    finally:
+        runs.server("alter role aiuser createdb")
+
+    assert refused.code == 2
+    assert "aiuser may not make or rename databases" in refused.failure
+    assert "-e recovery_fence=false" in refused.failure
+    assert runs.look().processes == before.processes
+    assert runs.witness.versions() == [BROKEN]
+
+
+def test_row_46_a_client_that_nobody_described_stops_the_run_and_the_application_goes_on(runs: Ways) -> None:
+    before = runs.witness.look()
+    with runs.client("a report") as connection:
+        refused = quickly(runs)
+
+        assert refused.code == 2
+        assert "a report" in refused.failure
+        assert "-e recovery_unknown_clients=end" in refused.failure
+        assert "Taken back: the database is open again as it was before" in refused.failure
+        assert connection.execute("select 1").fetchone() == (1,)
+    after = runs.witness.look()
+    assert (after.catalog, after.rows, after.content) == (before.catalog, before.rows, before.content)
+    assert runs.databases() == [("aiproxy", True)]
+    assert {"api", "worker"} <= {line.split()[0] for line in runs.replica.supervisorctl("status").stdout.splitlines()
+                                 if "RUNNING" in line or "STARTING" in line}  # fmt: skip
+
+    with runs.client("a report"):
+        done = quickly(runs, recovery_known_clients=["a report/aiuser"])
+    assert done.code == 0, done.text
+    is_recovered(runs, before)
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_row_31_acceptance_4_of_two_runs_in_the_same_second_one_works_and_one_refuses(runs: Ways, number: int) -> None:
+    before = runs.witness.look()
+    places = {
+        "recovery_directory": str(runs.target_state),
+        "recovery_controller_directory": str(runs.controller_state),
+        "recovery_confirm": "aiproxy@demo",
+        "recovery_rehearse": False,
+    }
+    command = ["ansible-playbook", "recover.yml", "-i", str(runs.replica.inventory_file), "-l", "demo"]
+    pair = [
+        subprocess.Popen(
+            [*command, "-e", json.dumps(places)], cwd=ROOT, env=clean_environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for _one in range(2)
+    ]  # fmt: skip
+    said = [one.communicate(timeout=300)[0] for one in pair]
+
+    assert sorted(one.returncode for one in pair) == [0, 2], "\n\n".join(said)
+    refused = " ".join(next(text for one, text in zip(pair, said, strict=True) if one.returncode).split())
+    assert "Somebody else is at work on" in refused
+    assert "started by" in refused
+    assert "in the stage" in refused
+    is_recovered(runs, before)

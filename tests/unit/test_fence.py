@@ -1,0 +1,34 @@
+"""Whose sessions may be ended: a table of who is in the database."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.module_utils.alembic_recovery import fence
+
+
+def session(application: str = "", user: str = "aiuser", address: str = "") -> fence.Session:
+    return fence.Session(7, user, application, address, "idle", 3)
+
+
+CASES = [
+    ("ours", session("alembic-recovery:x:migrate"), fence.Known([]), True, False),
+    ("a service by its address", session(address="172.18.0.4"), fence.Known(["172.18.0.4"]), True, False),
+    ("another address", session(address="172.18.0.9"), fence.Known(["172.18.0.4"]), True, True),
+    ("over the socket, services have addresses", session(), fence.Known(["172.18.0.4"]), False, True),
+    ("no addresses, services run", session(), fence.Known(None), False, False),
+    ("no addresses, services have stopped", session(), fence.Known(None), True, True),
+    ("described", session("metabase", "reporting"), fence.Known(None, ["metabase/.*"]), True, False),
+    ("described by its whole name", session("metabase2", "x"), fence.Known(None, ["metabase/.*"]), True, True),
+]
+
+
+@pytest.mark.parametrize(("seen", "known", "stopped", "strange"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_strangers(seen: fence.Session, known: fence.Known, stopped: bool, strange: bool) -> None:
+    assert fence.strangers([seen], known, services_stopped=stopped) == ([seen] if strange else [])
+
+
+def test_a_refusal_names_them_and_says_what_to_do() -> None:
+    text = fence.refusal([session("psql", "anna", "10.0.0.1")], "aiproxy").message
+
+    assert "process 7 (anna, psql, from 10.0.0.1, idle, for 3 s)" in text
+    assert "-e recovery_unknown_clients=end" in text

@@ -1,0 +1,1 @@
+"""Each verdict and each trap, produced by real Alembic on a real PostgreSQL."""
