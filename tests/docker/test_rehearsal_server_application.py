@@ -143,8 +143,17 @@ def test_an_image_without_initdb(production: Production, rehearsal: dict[str, An
     assert left(production, rehearsal) == []
 
 
-@pytest.mark.parametrize("then", ["absent", "present"])
-@pytest.mark.parametrize("moment", ["volume", "initdb", "server"])
+@pytest.mark.parametrize(
+    ("moment", "then"),
+    [
+        ("volume", "absent"),
+        ("initdb", "present"),
+        ("server", "present"),
+        pytest.param("volume", "present", marks=pytest.mark.thorough),
+        pytest.param("initdb", "absent", marks=pytest.mark.thorough),
+        pytest.param("server", "absent", marks=pytest.mark.thorough),
+    ],
+)
 def test_row_48_killed_in_the_middle(production: Production, rehearsal: dict[str, Any], moment: str, then: str) -> None:
     """With SIGKILL: the next call of the same run removes what is left, or makes it whole."""
     client, name = production.replica.client, name_of(rehearsal)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +19,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, BESIDE]
 
 #: What makes a database the same for its users; `writes` and `databases` are of its life.
 SAME = ("version", "rows", "content", "sequences", "schema")
-#: The same is shown on the host replica in every `make test`; here it takes minutes.
-WHOLE = pytest.mark.skipif(not os.environ.get("EVERY_PAIR"), reason="takes minutes: make faults")
 # Rows that do not look as if they had been encoded before.
 PLAIN = "update lyric_parsing_rules set replacement = 'ä ' || id::text"
 
@@ -97,7 +94,7 @@ def test_acceptance_1_swap_back_and_a_downgrade_that_would_lose_rows(site: Site,
     assert kept(replica, replaced)["rows"] == migrated["rows"]
 
 
-@WHOLE
+@pytest.mark.thorough
 def test_acceptance_1_a_downgrade_that_a_rehearsal_has_proved_lossless(site: Site, older: str) -> None:
     replica = site.production.replica
     ask(replica, PLAIN)
@@ -121,7 +118,7 @@ def test_acceptance_1_a_downgrade_that_a_rehearsal_has_proved_lossless(site: Sit
     assert services(site) == policies
 
 
-@WHOLE
+@pytest.mark.thorough
 def test_acceptance_1_the_backup_is_restored(site: Site) -> None:
     replica = site.production.replica
     before, policies = database(replica), services(site)

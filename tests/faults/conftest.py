@@ -105,9 +105,9 @@ class small_disk_factory:  # noqa: N801 (used as a context manager)
 
 @pytest.fixture(scope="session")
 def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    """An OpenSSH server on the loopback address; `tools/ensure-sshd` sees to it that there is one."""
+    """An OpenSSH server on the loopback address; `tools/ensure-package sshd` sees to it that there is one."""
     if not shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"):
-        message = "there is no sshd on this machine: run tools/ensure-sshd"
+        message = "there is no sshd on this machine: run tools/ensure-package sshd"
         if os.environ.get("RECOVERY_TESTS_STRICT"):
             pytest.fail(message, pytrace=False)
         pytest.skip(message)

@@ -378,7 +378,7 @@ class SshServer:
 def _sshd() -> str:
     """Where sshd is; it must be started by its full path."""
     found = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
-    assert found, "there is no sshd on this machine: run tools/ensure-sshd"
+    assert found, "there is no sshd on this machine: run tools/ensure-package sshd"
     return found
 
 

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.support.ansible_run import Run, run_playbook
-from tests.support.layout_app import PASSWORD, LayoutApp
-
-
-def play(app: LayoutApp, place: Path, playbook: str = "recover.yml") -> Run:
-    """Run a playbook on a stack that is this application's, confirmed."""
-    arguments = app.arguments
-    stack: dict[str, Any] = {"database": arguments["database"], "app": arguments["application"], "services": []}
-    host = {
-        "ansible_connection": "local",
-        "ansible_python_interpreter": sys.executable,
-        "recovery_stack_name": "demo",
-        "recovery_stack": stack,
-    }
-    inventory = place / "hosts.yml"
-    inventory.write_text(yaml.safe_dump({"all": {"hosts": {"demo": host}}}))
-    variables = {
-        "recovery_directory": str(place / "target"),
-        "recovery_controller_directory": str(place / "controller"),
-        "recovery_confirm": f"{app.database}@demo",
-    }
-    done = run_playbook(playbook, "-i", inventory, "-l", "demo", "-e", json.dumps(variables), timeout=500)
-    assert PASSWORD not in done.text
-    return done
+from tests.support.layout_app import LayoutApp
 
 
 @pytest.mark.slow
@@ -59,14 +32,14 @@ def test_no_ini_file_x_arguments_two_branches_and_a_version_table_elsewhere(app:
         "x_arguments": ["customer=north"],
         "heads": ["three", "side"],
     }
-    done = play(app, tmp_path)
+    done = app.play(tmp_path)
     assert done.code == 0, done.text
     assert app.rows("meta.history") == ["beside", "three"]
     assert app.tables("north") == {"t_one", "t_two", "t_three", "t_beside"}
     # The rehearsal has undone each of them alone, although no revision is below both branches but those that stay.
     said = " ".join(done.text.split())
     assert all(f"Undoing {revision} is lossless" in said for revision in ("beside", "two", "three")), done.text
-    assert "AT_HEAD" in play(app, tmp_path, "playbooks/status.yml").text
+    assert "AT_HEAD" in app.play(tmp_path, "playbooks/status.yml").text
 
 
 def _doubled(app: LayoutApp) -> str:

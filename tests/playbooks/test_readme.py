@@ -344,6 +344,7 @@ def host_replica(tmp_path: Path) -> Iterator[HostReplica]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_the_runbook_without_containers(host_replica: HostReplica, tmp_path: Path) -> None:
     replica = host_replica

@@ -113,7 +113,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         assert replica.alembic("stamp", "head").returncode == 0
         story.seen["stamped"] = story.runs.look()
         story.play("repaired", recovery_stamped="repair")
-        story.play("again", recovery_stamped="repair", recovery_partial="resume")
         yield story
     finally:
         replica.down()
@@ -194,10 +193,3 @@ class TestRepair:
         assert before.database.content.items() <= after.database.content.items()
         for check in behaviour.HEALTHY:
             check(story.runs.replica.client)
-
-    def test_a_second_run_has_nothing_to_do(self, story: Story) -> None:
-        outcome = story.outcomes["again"]
-        assert outcome.code == 0, outcome.text
-        assert outcome.recap()["changed"] == 0
-        assert "nothing to do" in outcome.words
-        assert story.seen["again"].database == story.seen["repaired"].database

@@ -330,6 +330,7 @@ class TestRestore:
         finally:
             dump.write_bytes(good)
 
+    @pytest.mark.thorough
     def test_a_dump_from_elsewhere(self, runs: Rollbacks) -> None:
         before = runs.witness.look()
         postgres = runs.replica.postgres

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
 from psycopg import sql
 
 from replica.postgres import EmbeddedPostgres
+from tests.support.ansible_run import Run, run_playbook
 from tests.support.evidence import Witness
 from tests.support.modules import run_module
 
@@ -120,6 +123,7 @@ class LayoutApp:
         down: str | tuple[str, ...] | None,
         body: str | None = None,
         *,
+        undo: str = "pass",
         labels: tuple[str, ...] | None = None,
         depends_on: str | None = None,
         place: str = "migrations/versions",
@@ -131,7 +135,7 @@ class LayoutApp:
             labels=labels,
             depends_on=depends_on,
             body=textwrap.indent(body or f"op.create_table('t_{revision}', sa.Column('id', sa.Integer))", "    "),
-            undo="    pass" if body else f"    op.drop_table('t_{revision}')",
+            undo=textwrap.indent(undo if body else f"op.drop_table('t_{revision}')", "    "),
         )
         self.write(f"{place}/{revision}.py", text)
 
@@ -176,10 +180,10 @@ class LayoutApp:
             },
         }
 
-    def status(self) -> dict[str, Any]:
+    def status(self, **more: Any) -> dict[str, Any]:
         """Run `alembic_status`, and require that it has written nothing."""
         before = self.witness.look()
-        seen = run_module("alembic_status", {**self.arguments, "limit": "demo"})
+        seen = run_module("alembic_status", {**self.arguments, "limit": "demo", **more})
         assert self.witness.look() == before
         assert PASSWORD not in str(seen)
         return seen
@@ -187,6 +191,27 @@ class LayoutApp:
     def migrate(self, *, check: bool = False, **more: Any) -> dict[str, Any]:
         """Run `alembic_migrate`."""
         return run_module("alembic_migrate", {**self.arguments, "limit": "demo", **more}, check=check, diff=check)
+
+    def play(self, place: Path, playbook: str = "recover.yml") -> Run:
+        """Run a playbook, confirmed, on a stack of this application without services; files are in `place`."""
+        arguments = self.arguments
+        stack = {"database": arguments["database"], "app": arguments["application"], "services": []}
+        host = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "recovery_stack_name": "demo",
+            "recovery_stack": stack,
+        }
+        inventory = place / "hosts.yml"
+        inventory.write_text(yaml.safe_dump({"all": {"hosts": {"demo": host}}}))
+        variables = {
+            "recovery_directory": str(place / "target"),
+            "recovery_controller_directory": str(place / "controller"),
+            "recovery_confirm": f"{self.database}@demo",
+        }
+        done = run_playbook(playbook, "-i", inventory, "-l", "demo", "-e", json.dumps(variables), timeout=500)
+        assert PASSWORD not in done.text
+        return done
 
     @property
     def witness(self) -> Witness:

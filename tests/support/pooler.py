@@ -38,7 +38,7 @@ def program() -> str:
     """The path of pgbouncer; where there is none, the test is skipped, or fails under `make`, which installs it."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        message = "there is no pgbouncer on this machine: run tools/ensure-pgbouncer"
+        message = "there is no pgbouncer on this machine: run tools/ensure-package pgbouncer"
         if os.environ.get("RECOVERY_TESTS_STRICT"):
             pytest.fail(message, pytrace=False)
         pytest.skip(message)
