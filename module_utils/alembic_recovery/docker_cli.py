@@ -205,7 +205,10 @@ class DockerCli:
         for line in self._docker("ps", "--all", *ours).stdout.splitlines():
             name, _tab, made = line.partition("\t")
             # 2025-10-21 03:15:00 +0000 UTC
-            when = datetime.datetime.strptime(" ".join(made.split()[:3]), "%Y-%m-%d %H:%M:%S %z")
+            try:
+                when = datetime.datetime.strptime(" ".join(made.split()[:3]), "%Y-%m-%d %H:%M:%S %z")
+            except ValueError:  # of an engine that writes times in another way, nothing is taken for old
+                continue
             if name.endswith(ending) and when < moment:
                 found.append(name)
         return found

@@ -115,8 +115,11 @@ def look(
         schema = dataclasses.replace(schema, models=_assessed(answer, schema.rows or (), baselines))
     verdict = _judged(code, schema, tables, wishes)
     if verdict.name == "AHEAD" and isinstance(runtime, DockerRuntime):
-        found = images.having(runtime, answer["places"], schema.rows or (), run_id=run_id)
-        code = dataclasses.replace(code, images=found)
+        try:
+            found = images.having(runtime, answer["places"], schema.rows or (), run_id=run_id)
+            code = dataclasses.replace(code, images=found)
+        except RecoveryError as error:  # what helps to find the code is no reason not to tell the verdict
+            code = dataclasses.replace(code, unsearched=str(error))
         verdict = _judged(code, schema, tables, wishes)
     verdict = dataclasses.replace(
         verdict, findings=[*verdict.findings, *pooler, *_contradictory_sources(databases, identity, tables)]

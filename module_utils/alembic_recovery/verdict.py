@@ -28,6 +28,7 @@ class Code:
     :param declared: what the inventory says of its heads: those that are meant to be, as revision ids, branch labels
         (also `label@head`), or `heads` for all.
     :param images: local images that have what the database is ahead by; none: there was nothing to look through.
+    :param unsearched: why they could not be looked through; empty: they were, or there are none.
     """
 
     heads: t.Sequence[str] = ()
@@ -35,6 +36,7 @@ class Code:
     error: str | None = None
     declared: t.Sequence[str] = ()
     images: t.Sequence[str] | None = None
+    unsearched: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +278,8 @@ def _unknown_only(code: Code, rows: t.Sequence[str]) -> Verdict:
 
 def _where_else(code: Code) -> str:
     """Which image has the revisions that the code does not know."""
+    if code.unsearched:
+        return f"The local images could not be looked through for it: {code.unsearched}"
     if code.images is None:
         return "Where an application runs without containers, there are no images to look for it in."
     if not code.images:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import os
+import shutil
 import tarfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from ansible.module_utils.alembic_recovery.docker_cli import RUN_LABEL
+from ansible.module_utils.alembic_recovery import images as local_images
+from ansible.module_utils.alembic_recovery.docker_cli import RUN_LABEL, DockerCli
 
 from tests.docker.observation import ask
 from tests.docker.production import BESIDE, Production
@@ -83,3 +88,51 @@ def test_ahead_where_no_local_image_has_the_code(production: Production, images:
     assert seen["verdict"] == "AHEAD"
     assert "No local image has it in the same place" in seen["next_step"]
     assert left_by(production, options["run_id"]) == []
+
+
+def test_ahead_where_the_images_cannot_be_listed(
+    production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict does not depend on it."""
+    wrapper = tmp_path / "docker"
+    wrapper.write_text(f'#!/bin/sh\n[ "$1 $2" != "image ls" ] || {{ echo no list today >&2; exit 1; }}\n'
+                       f'exec {shutil.which("docker")} "$@"\n')  # fmt: skip
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    ask(production.replica, "update alembic_version set version_num = 'nobodys'")
+    seen = run_module("alembic_status", production.options(run_id=production.run_id("unlisted")))
+    assert seen["verdict"] == "AHEAD"
+    assert "The local images could not be looked through for it: " in seen["next_step"]
+    assert "no list today" in seen["next_step"]
+
+
+def test_what_a_killed_look_has_left_is_removed_once_it_is_old(production: Production) -> None:
+    """And nothing else: no container of another purpose, none that was started, none that is not ours."""
+    client, image = production.replica.client, production.replica.container("aiproxysrv").image
+    run_id = production.run_id("killed")
+    prefix, label = f"alembic-recovery-{run_id}", {RUN_LABEL: run_id}
+    made = {
+        "left": client.containers.create(image, ["/bin/true"], name=f"{prefix}-search", labels=label),
+        "of another purpose": client.containers.create(image, ["/bin/true"], name=f"{prefix}-look", labels=label),
+        "not ours": client.containers.create(image, ["/bin/true"], name=f"{prefix}-their-search"),
+        "started": client.containers.create(
+            image, entrypoint=["/bin/true"], name=f"{prefix}-ended-search", labels=label
+        ),
+    }
+    try:
+        made["started"].start()
+        made["started"].wait()
+        names = {one.name for one in made.values()}
+
+        def there() -> set[str | None]:
+            return {one.name for one in client.containers.list(all=True)} & names
+
+        local_images.remove_left_behind(DockerCli(), datetime.timedelta(hours=1))
+        assert there() == names
+        time.sleep(1.1)
+        local_images.remove_left_behind(DockerCli(), datetime.timedelta(0))
+        assert there() == names - {made["left"].name}
+    finally:
+        for kind, one in made.items():
+            if kind != "left" or one.name in there():
+                one.remove(force=True)

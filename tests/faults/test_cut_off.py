@@ -1,6 +1,7 @@
 """Runs of recover.yml that are cut off in every stage, by everything that can be killed: the next one ends well.
 
-`make test` takes each stage and each victim at least once; `make faults` takes every pair (EVERY_PAIR=1).
+`make test` takes each stage and each victim at least once, in chains: what a run that was cut off has left, the next
+one brings to an end before it is cut off itself. `make faults` takes every pair by itself (EVERY_PAIR=1).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from replica.seed import Size
 from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
+from tests.support.evidence import Seen
 from tests.support.host_runs import HostRuns, Outcome
 from tests.support.modules import run_module
 from tests.support.songs import assert_only_the_revisions_have_changed_it
@@ -38,10 +40,14 @@ CHOSEN = [
     ("locked", "controller"), ("backing_up", "module"), ("rehearsing", "server"), ("fencing", "controller"),
     ("cloning", "backend"), ("migrating", "backend"), ("swapping", "module"), ("starting", "controller"),
 ]  # fmt: skip
-PAIRS = [(s, v) for s in STAGES for v in VICTIMS] if os.environ.get("EVERY_PAIR") else CHOSEN
-# On two replicas at a time: else the others would wait for this file in the end.
-SHARED = [
-    pytest.param(*pair, marks=pytest.mark.xdist_group(f"cut-off {number % 2}")) for number, pair in enumerate(PAIRS)
+#: On two replicas at a time: else the others would wait for this file in the end.
+CHAINS = [
+    pytest.param(CHOSEN[number::2], id=f"{number}", marks=pytest.mark.xdist_group(f"cut-off {number}"))
+    for number in range(2)
+]
+PAIRS = [
+    pytest.param(*pair, marks=pytest.mark.xdist_group(f"cut-off {number % 2}"))
+    for number, pair in enumerate((stage, victim) for stage in STAGES for victim in VICTIMS)
 ]
 # Seconds that a run may be without a process on the target before it is dead: enough for a busy machine.
 GRACE = 20
@@ -180,8 +186,19 @@ def answers(runs: CutOffRuns) -> bool:
         return False
 
 
-def cut_off(runs: CutOffRuns, stage: str, victim: str) -> tuple[str, str]:
-    """Start a run, kill the victim in the stage; the stage that it was in, and all that was printed."""
+def cut_off(runs: CutOffRuns, stage: str, victim: str) -> str:
+    """Start a run when it may, kill the victim in the stage, and return all that was printed."""
+    deadline = time.monotonic() + 120
+    while True:
+        said, was_cut_off = _cut_off_or_refused(runs, stage, victim)
+        if was_cut_off:
+            return said
+        assert "Somebody else is at work" in " ".join(said.split()), said
+        assert time.monotonic() < deadline, said
+        time.sleep(1)
+
+
+def _cut_off_or_refused(runs: CutOffRuns, stage: str, victim: str) -> tuple[str, bool]:
     known = set((runs.target_state / "demo" / "runs").glob("*/record.json"))
     process = runs.begin()
     try:
@@ -192,25 +209,40 @@ def cut_off(runs: CutOffRuns, stage: str, victim: str) -> tuple[str, str]:
             return stage in [entry["stage"] for entry in seen.get("stages", [])] or process.poll() is not None
 
         wait_until(there, f"the stage {stage}", 300)
-        assert process.poll() is None, process.communicate()[0]
+        if process.poll() is not None:
+            return process.communicate()[0], False
         kill(runs, victim, process, seen)
-        reached = str(runs.record(known).get("stage"))
-        said, _unused = process.communicate(timeout=200)
-        return reached, said
+        return process.communicate(timeout=200)[0], True
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
 
 
-@pytest.mark.parametrize(("stage", "victim"), SHARED)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_rows_35_40_54_cut_off_again_and_again(runs: CutOffRuns, chain: list[tuple[str, str]]) -> None:
+    """Each run gets further than the one before, which was killed; the last one is left alone."""
+    runs.reset()
+    before = runs.witness.look()
+    said = []
+    for stage, victim in chain:
+        runs.rehearse = stage == "rehearsing"
+        said.append(cut_off(runs, stage, victim))
+    ends_well(runs, before, "\n\n".join(said))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("stage", "victim"), PAIRS)
 def test_rows_35_40_54_cut_off(runs: CutOffRuns, stage: str, victim: str) -> None:
     """A SIGKILL of the controller, of the module on the target, of a backend of PostgreSQL, or of PostgreSQL."""
     runs.reset()
-    runs.rehearse = stage == "rehearsing"
     before = runs.witness.look()
+    runs.rehearse = stage == "rehearsing"
+    ends_well(runs, before, cut_off(runs, stage, victim))
 
-    _reached, said = cut_off(runs, stage, victim)
 
+def ends_well(runs: CutOffRuns, before: Seen, said: str) -> None:
+    """The next run recovers it: nothing is lost, nothing is left."""
     done = runs.recover_when_it_may()
     assert done.code == 0, f"{said}\n\n{done.text}"
     after = runs.witness.look()
