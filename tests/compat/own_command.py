@@ -57,9 +57,10 @@ def mlflow_auth_config() -> alembic.config.Config:
 def keystone_config() -> alembic.config.Config:
     """Keystone's own function."""
     import keystone.conf
-    from keystone.common.sql import upgrades
+    from keystone.common.sql import core, upgrades
 
     keystone.conf.configure()
+    core.initialize()
     keystone.conf.CONF([], default_config_files=[])
     keystone.conf.CONF.set_override("connection", URL, group="database")
     return upgrades.get_alembic_config()
