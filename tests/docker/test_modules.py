@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import datetime
+import io
 import json
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -299,3 +301,55 @@ def test_pg_backup_says_which_key_to_set_where_the_password_is_wrong(strict: Pro
     assert refused["failed"] is True
     assert "recovery_stack.database.password" in refused["msg"]
     assert not list((tmp_path / "backups").iterdir())
+
+
+# -- another user, and variables of the application's own --------------------------------------------------------------
+
+ENV_PY = "/app/src/alembic/env.py"
+CHECKED = (
+    "import os; assert (os.getuid(), os.environ.get('SHOP')) == (65534, 'a \"b\" $c'), (os.getuid(), os.environ)\n"
+)
+
+
+@pytest.fixture
+def particular(production: Production) -> Iterator[str]:
+    """The application's env.py needs a user and a variable, in its container and in an image; the image's name."""
+    container = production.replica.container("aiproxysrv")
+    name = f"{production.replica.prefix}-particular:1"
+    original = b"".join(container.get_archive(ENV_PY)[0])
+    with tarfile.open(fileobj=io.BytesIO(original)) as archive:
+        file = archive.extractfile(archive.getmembers()[0])
+        assert file is not None
+        text = file.read().decode()
+    changed = io.BytesIO()
+    with tarfile.open(fileobj=changed, mode="w") as archive:
+        # Imports from __future__ come first.
+        content = text.replace("import annotations\n", f"import annotations\n\n{CHECKED}", 1).encode()
+        assert CHECKED.encode() in content
+        member = tarfile.TarInfo("env.py")
+        member.size, member.mode = len(content), 0o644
+        archive.addfile(member, io.BytesIO(content))
+    container.put_archive(str(Path(ENV_PY).parent), changed.getvalue())
+    try:
+        container.commit(*name.split(":"))
+        yield name
+    finally:
+        container.put_archive(str(Path(ENV_PY).parent), original)
+        production.replica.client.images.remove(name, force=True)
+
+
+def test_a_system_user_and_an_environment_in_the_container_and_in_a_one_off(
+    production: Production, particular: str
+) -> None:
+    for image in (None, particular):
+        options = production.options(run_id=production.run_id(f"particular-{bool(image)}"))
+        options["application"]["image"] = image
+        unread = run_module("alembic_status", options)
+        assert unread["verdict"] == "UNREADABLE"
+        assert "AssertionError" in unread["summary"]
+
+        options["application"] |= {"system_user": "65534", "environment": {"SHOP": 'a "b" $c'}}
+        assert run_module("alembic_status", options)["verdict"] == "BEHIND"
+
+    done = run_module("alembic_migrate", options)
+    assert done.get("after") == [HEAD], done

@@ -298,6 +298,7 @@ def test_s16_variables_of_the_container_do_not_decide(planted: Container, tmp_pa
 # S3, S4: the whole recovery; the last one, because it changes the replica
 
 
+@pytest.mark.thorough
 def test_s03_s04_the_whole_recovery_shows_no_password(server: Server, tmp_path: Path) -> None:
     """At -vvv: the application's URL with the password is in the containers' configuration, which is looked at."""
     replica = server.replica

@@ -346,9 +346,10 @@ class TestAfterTheConfirmation:
                 {"name": "x", "sql": "selct 1", "equals": "before"},
                 "x: PostgreSQL refused a question: syntax error",
             ),
-            (
+            pytest.param(
                 {"name": "songs", "sql": "select 1", "equals": 1},
                 "Two of expect.queries have the same name; give each its own.",
+                marks=pytest.mark.thorough,
             ),
         ],
     )
