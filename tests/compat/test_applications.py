@@ -55,7 +55,10 @@ class Installed(LayoutApp):
         return said
 
 
-@pytest.fixture(scope="module", params=CHOSEN, ids=[one.name for one in CHOSEN])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(one, id=one.name, marks=pytest.mark.xdist_group(f"compat {one.name}")) for one in CHOSEN],
+)
 def application(request: pytest.FixtureRequest) -> Application:
     """One application."""
     chosen: Application = request.param
