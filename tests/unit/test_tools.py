@@ -157,6 +157,24 @@ def test_a_process_that_is_no_engine_is_not_stopped(place: Path) -> None:
         other.kill()
 
 
+# -- tools/ensure-package -------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_and_cannot_be_installed_is_named(place: Path) -> None:
+    done = call(place, "tools/ensure-package", "sshd")
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.search(r"^ensure-package: openssh-server: not installed, and ", done.stderr)
+
+
+def test_a_program_that_nobody_knows_is_refused(place: Path) -> None:
+    done = call(place, "tools/ensure-package", "mysql")
+
+    assert done.returncode == 1
+    assert "there is no mysql here: use sshd, pgbouncer or postgresql" in done.stderr
+
+
 # -- tools/test -----------------------------------------------------------------------------------------------
 
 
