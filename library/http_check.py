@@ -80,6 +80,11 @@ options:
     description: Seconds between two attempts.
     type: float
     default: 2
+  patience:
+    description:
+      - Seconds for all checks and attempts together. After that, nothing is repeated, and a check that was not tried
+        yet gets one second.
+    type: float
   max_body:
     description: The most that is read of an answer, in bytes.
     type: int
@@ -176,6 +181,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "timeout": {"type": "float", "default": 10},
     "retries": {"type": "int", "default": 0},
     "delay": {"type": "float", "default": 2},
+    "patience": {"type": "float"},
     "max_body": {"type": "int", "default": http.MAX_BODY},
     "fail": {"type": "bool", "default": True},
 }
@@ -193,6 +199,7 @@ def main() -> None:
             retries=params["retries"],
             delay=params["delay"],
             max_body=params["max_body"],
+            patience=params["patience"],
         )
     except RecoveryError as error:
         module.fail_json(msg=error.message, **error.details)

@@ -119,11 +119,11 @@ class Settling:
         if found.action in ("take_back", "finish"):
             settle.bring_back(self._maintenance, self._name, found.aside)
             self._places.database().identity()
-        for name in found.disposable:
-            neighbours.drop(self._maintenance, name)
-        if found.action in ("take_back", "finish"):
             policies = self._run.facts.get("policies", {}) if self._run else {}
             started = settle.start_all(self._places.services(), policies)
+        # Nobody waits for these: the application is up again before they go, and also where one of them cannot go.
+        for name in found.disposable:
+            neighbours.drop(self._maintenance, name)
         if self._run is not None:
             run_id = str(self._run.facts["run_id"])
             settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)

@@ -110,10 +110,28 @@ class ForeignRestore:
             counted = self._compare()
             # Without statistics the first hours would be slow. Tables of the system are not ours to look at.
             self._places.database(into).act(["set client_min_messages = error", "analyze"])
+            self._carry_over(maintenance)
         except BaseException as error:
             self._drop(maintenance, error)
             raise
         return counted
+
+    def _carry_over(self, maintenance: postgres.Database) -> None:
+        """Give the new database what hangs on the entry of the application's own, and is in no dump of one database.
+
+        :raises DatabaseError: that failed, or it came out otherwise.
+        """
+        source = properties.read(maintenance, self._params["database"]["name"])
+        if source is None or source["owner"] != self._params["database"]["user"]:
+            return  # privileges are of the owner's giving: where that is another role, they mean something else
+        maintenance.act(properties.statements(source, self._params["into"]), at_once=True)
+        made = properties.read(maintenance, self._params["into"])
+        problems = ["It is gone."] if made is None else properties.differences(source, made)
+        if problems:
+            raise DatabaseError(
+                f"The entry of {self._params['into']} is not that of the database in use: {' '.join(problems)} The new "
+                "database was dropped; nothing else was changed."
+            )
 
     def _drop(self, maintenance: postgres.Database, error: BaseException) -> None:
         into = self._params["into"]

@@ -66,6 +66,8 @@ class Downgrade:
 
     `code_knows_target` and `code_knows_more` are of the code that will run afterwards, `code_has_revisions` of the code
     that would go down. `lossless` is what a rehearsal has found (``None``: there was none), `loss` what it has named.
+    `written`: what clients have put since into tables and columns that go with it, of which no rehearsal could know.
+    ``None``: it could not be told.
     """
 
     target: str
@@ -76,6 +78,7 @@ class Downgrade:
     lossless: bool | None = None
     loss: t.Sequence[str] = ()
     accepted_loss: t.Sequence[str] | None = None
+    written: t.Sequence[str] | None = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,18 +276,26 @@ def _downgrade(evidence: Evidence) -> Way:
         return Way("downgrade", False, False, against)
     assert live.is_ in ("old", "new")
     why = [f"The code that will run afterwards knows {down.target} as its head, and the way down is there."]
-    if down.lossless and not down.loss:
+    if down.lossless and not down.loss and down.written is None:
+        why += ["A rehearsal has found it lossless.", "What was written since into what goes with it is not known."]
+        return Way("downgrade", True, False, why)
+    if down.lossless and not down.loss and not down.written:
         return Way("downgrade", True, True, [*why, "A rehearsal has found it lossless."])
     if down.lossless is None and not down.loss:
         needs = ["Rehearse it first (ansible-playbook playbooks/rehearse.yml -l {stack}), then:"]
         return Way("downgrade", True, False, [*why, "No rehearsal has gone this way."], [], needs)
-    loses = [f"{text.rstrip('.')}." for text in down.loss] or ["The rehearsal has found a loss, and could not name it."]
-    if not down.loss:
-        return Way("downgrade", False, False, why, loses)
-    if down.accepted_loss is not None and sorted(down.accepted_loss) == sorted(down.loss):
-        return Way("downgrade", True, True, [*why, "The loss that a rehearsal has named is accepted."], loses)
-    why.append("A rehearsal has found that it loses something.")
-    accept = shlex.quote(json.dumps({"rollback_accept_loss": list(down.loss)}, ensure_ascii=False))
+    if not down.lossless and not down.loss:
+        return Way("downgrade", False, False, why, ["The rehearsal has found a loss, and could not name it."])
+    loss = [*down.loss, *(down.written or ())]
+    loses = [f"{text.rstrip('.')}." for text in loss]
+    if down.accepted_loss is not None and sorted(down.accepted_loss) == sorted(loss):
+        return Way("downgrade", True, True, [*why, "The loss that is named is accepted."], loses)
+    why.append(
+        "A rehearsal has found that it loses something."
+        if down.loss
+        else "A rehearsal has found it lossless for what was there then; since, clients have used what goes with it."
+    )
+    accept = shlex.quote(json.dumps({"rollback_accept_loss": loss}, ensure_ascii=False))
     return Way("downgrade", True, False, why, loses, ["To accept exactly that loss:"], f"-e {accept}")
 
 

@@ -377,23 +377,31 @@ def run(
     retries: int = 0,
     delay: float = 2,
     max_body: int = MAX_BODY,
+    patience: float | None = None,
 ) -> list[dict[str, t.Any]]:
     """Do the checks in order; do those that failed again, `retries` times at most, `delay` seconds apart.
+
+    After `patience` seconds none is repeated, and one that was not tried yet gets a second: a service that takes
+    requests and never answers must not keep the caller for `timeout` seconds a check and attempt.
 
     Returns one result for each, in their order. Raises HttpCheckError if the CA bundle cannot be used.
     """
     context = tls_context(ca_path)
     captured: dict[str, t.Any] = {}
     results: dict[str, dict[str, t.Any]] = {}
+    deadline = time.monotonic() + patience if patience is not None else float("inf")
     for turn in range(retries + 1):
         failed = [check for check in checks if not results.get(check.name, {}).get("ok")]
         if not failed or any(results.get(check.name, {}).get("final") for check in failed):
             break
         if turn:
+            if time.monotonic() + delay >= deadline:
+                break
             time.sleep(delay)
         for check in failed:
+            left = min(timeout, max(deadline - time.monotonic(), 1.0))
             results[check.name] = {
-                **attempt(check, captured, context, timeout, max_body),
+                **attempt(check, captured, context, left, max_body),
                 "attempts": turn + 1,
             }
     return [{key: value for key, value in results[check.name].items() if key != "final"} for check in checks]

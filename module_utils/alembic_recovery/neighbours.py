@@ -221,11 +221,14 @@ def check_new_name(maintenance: Database, name: str) -> None:
 
 
 def drop(maintenance: Database, name: str) -> None:
-    """End the sessions of a database, and drop it. Who calls this has made sure that it is ours.
+    """End the sessions of a database, and drop it, if it is there. Who calls this has made sure that it is ours.
 
     :raises DatabaseError: something hangs on it, or it could not be dropped.
     """
-    (found,) = databases(maintenance, name)
+    there = databases(maintenance, name)
+    if not there:
+        return
+    found = there[0]
     hanging = hanging_on(found)
     if hanging:
         # An inactive logical slot would go with it without a word.

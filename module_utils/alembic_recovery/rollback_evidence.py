@@ -54,7 +54,15 @@ def choose_run(runs: t.Sequence[Facts], database: str, named: str | None) -> Fac
             raise StackError(f"There is no run {named} on {database}. The newest are: {known}.")
         return found[0]
     forward = [run for run in ours if run.get("behind") in (None, run["run_id"])]
-    changed = [run for run in forward if "swapped" in stages(run) or run["stage"] in record.FENCED or online(run)]
+    changed = [
+        run
+        for run in forward
+        if "swapped" in stages(run)
+        or run["stage"] in record.FENCED
+        or online(run)
+        # Put back under its name, with what was applied until then.
+        or (run.get("in_place") and "migrating" in stages(run))
+    ]
     # A run that was taken back, or that has failed before it stopped anything, is only gone back behind if there is no
     # other.
     touched = [run for run in forward if stages(run) & record.FENCED]
@@ -273,7 +281,24 @@ class Gathering:
             lossless=lossless,
             loss=loss,
             accepted_loss=self._params["accept_loss"] or None,
+            written=self._written_into_what_goes(),
         )
+
+    def _written_into_what_goes(self) -> list[str] | None:
+        """What clients have put since the swap into tables and columns that were not there before it.
+
+        Where there was no swap, all that is in them: then it cannot be told from what the revisions have put there.
+        """
+        since = str((self.run or {}).get("swap_xid") or "")
+        if not self.is_open or "structure" not in self.manifest:
+            return None
+        try:
+            with self._places.database().snapshot(search_path=catalog.SEARCH_PATH) as snapshot:
+                low = written.begin(snapshot, since)[0] if since and self.is_ == "new" else None
+                return written.into_added(snapshot, low, self.manifest["structure"]["columns"], self.code.version_table)
+        except RecoveryError as error:
+            self.notes.append(f"What was written since into what a downgrade removes is not known: {error.message}")
+            return None
 
     # -- the backups -----------------------------------------------------------------------------------------------
 

@@ -26,6 +26,11 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'm') and c.relpersistence <> 't' and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
 order by 1, 2
 """
+_COLUMNS = """
+select n.nspname as schema, c.relname as relation, a.attname as name
+from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+where a.attnum > 0 and not a.attisdropped and c.relkind = 'r' order by 1, 2, a.attnum
+"""
 _NOW = "select pg_snapshot_xmax(pg_current_snapshot())::text as xid"
 
 
@@ -127,6 +132,49 @@ def count(snapshot: Snapshot, low: int, before: t.Mapping[str, int] | None, vers
     known = {f"{row['schema']}.{row['name']}" for row in snapshot.ask(_TABLES)}
     gone = [name for name in sorted(set(before or {}) - known) if version_table not in (name, name.partition(".")[2])]
     return found + [Table(name, 0, 0, -int((before or {})[name]), False) for name in gone]
+
+
+def into_added(
+    snapshot: Snapshot, low: int | None, columns_before: t.Sequence[t.Mapping[str, t.Any]], version_table: str
+) -> list[str]:
+    """What is in tables and columns that were not there before, a few words for each that is not empty.
+
+    :param low: only what was written at or after this transaction (:func:`check_distance`); ``None``: all of it.
+    :param columns_before: the columns of before: `schema`, `relation`, `name`.
+    :raises DatabaseError: a table could not be read.
+    """
+    known = {(row["schema"], row["relation"], row["name"]) for row in columns_before}
+    tables = {(schema, relation) for schema, relation, _name in known}
+    now: dict[tuple[str, str], list[str]] = {}
+    for row in snapshot.ask(_COLUMNS):
+        now.setdefault((row["schema"], row["relation"]), []).append(row["name"])
+    since = "true" if low is None else condition(low)
+    parts = []
+    for table in tables_of(snapshot, version_table):
+        place = (table["schema"], table["name"])
+        name = sql.identifier(*place)
+        if place not in tables:
+            counts = [("rows", "count(*)")]
+        else:
+            added = [column for column in now.get(place, []) if (*place, column) not in known]
+            counts = [(column, f"count({sql.identifier(column)})") for column in added]
+        parts += [
+            f"select {sql.literal(table['table'])} as name, {sql.literal(what)} as what, "
+            f"{place not in tables} as whole, {aggregate} filter (where {since}) as number from only {name}"
+            for what, aggregate in counts
+        ]
+    found = snapshot.ask(" union all ".join(parts)) if parts else []
+    return [
+        f"{row['name']}: {_number(row['number'], 'row')}"
+        if row["whole"]
+        else f"{row['name']}.{row['what']}: {_number(row['number'], 'value')}"
+        for row in found
+        if row["number"]
+    ]
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def sentence(table: Table) -> str:

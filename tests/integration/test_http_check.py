@@ -397,6 +397,19 @@ def test_attempts_come_to_an_end(plain_server: Server) -> None:
     assert plain_server.asked == ["GET /broken"] * 3
 
 
+def test_a_service_that_never_answers_is_not_waited_for_by_each_check_and_attempt() -> None:
+    """The one who asks has a keeper that must hear of it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        checks = [{"name": str(number), "url": f"http://127.0.0.1:{silent.getsockname()[1]}/"} for number in range(3)]
+        started = time.monotonic()
+        result = run_module(
+            "http_check", {"checks": checks, "fail": False, "timeout": 10, "retries": 30, "delay": 1, "patience": 2}
+        )
+        assert time.monotonic() - started < 8
+    assert result["failed_checks"] == ["0", "1", "2"]
+    assert [check["attempts"] for check in result["checks"]] == [1, 1, 1]
+
+
 def test_head_reads_no_body(plain_server: Server) -> None:
     assert ask(plain_server, None, {"url": "/songs", "method": "HEAD", "min_length": 10})["ok"] is True
     assert plain_server.asked == ["HEAD /songs"]

@@ -50,6 +50,31 @@ def restore(database: AppDatabase, path: Path, into: str, /, *, check: bool = Fa
     return run_module("pg_restore_foreign", {**options, **more}, check=check)
 
 
+def test_row_49_what_hangs_on_the_databases_entry_comes_with_it(
+    broken: AppDatabase, dump: Callable[..., Path], into: str
+) -> None:
+    """It is in no dump of one database."""
+    name = f'"{broken.name}"'
+    server = Witness(broken.server.conninfo())
+    server.execute(
+        f"alter database {name} set work_mem = '5MB'",
+        f"alter role {broken.user} in database {name} set search_path = public, pg_temp",
+        f"comment on database {name} is 'of the shop'",
+        f"alter database {name} connection limit 7",
+        f"revoke connect on database {name} from public",
+    )
+    done = restore(broken, dump("--format=custom"), into)
+    assert done["changed"] is True, done
+    entry = """
+        select datconnlimit, shobj_description(oid, 'pg_database'), datacl::text,
+               (select array_agg((setrole, setconfig)::text order by setrole) from pg_db_role_setting
+                where setdatabase = d.oid)
+        from pg_database d where datname = '{}'"""
+    made, own = (server.query(entry.format(one))[0] for one in (into, broken.name))
+    assert made == own
+    assert made[0] == 7
+
+
 def assert_four_steps(database: AppDatabase, path: Path, into: str, directory: Path, /, **more: Any) -> dict[str, Any]:
     """Check, real, check, real; return the result of the second. What is restored is compared by our own reading."""
     witness = Witness(database.server.conninfo(database.name))

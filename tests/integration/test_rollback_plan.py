@@ -167,6 +167,20 @@ def test_the_way_down_is_judged_by_both_codes_and_by_the_rehearsal(
     if verdict == "lossless":
         assert (found["possible"], found["proved"], found["loses"]) == (True, True, [])
         assert plan(stack, way="downgrade", **after)["code_is_at_target"] is True
+        # What clients have put since into what goes with it, no rehearsal could know of.
+        witness = witness_of(stack.database)
+        witness.execute(
+            "insert into song_sketches (prompt) values ('a'), ('b')",
+            "update songs set sketch_id = (select id from song_sketches limit 1) "
+            "where ctid = (select min(ctid) from songs)",
+        )
+        loss = ["public.song_sketches: 2 rows", "public.songs.sketch_id: 1 value"]
+        used = plan(stack, way="downgrade", **after)
+        assert used["way"] == ""
+        assert way(used, "downgrade")["loses"] == [f"{text}." for text in loss]
+        assert "rollback_accept_loss" in used["next_step"]
+        assert plan(stack, way="downgrade", accept_loss=loss[:1], **after)["way"] == ""
+        assert plan(stack, way="downgrade", accept_loss=loss, **after)["way"] == "downgrade"
     elif verdict == "impossible":
         assert found["possible"] is False
         assert f"{HEAD}: So it is." in found["why"]

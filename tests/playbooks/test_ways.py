@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from replica.application import BROKEN, HEAD, USER
+from replica.application import BROKEN, ENCODED, HEAD, USER
 from replica.host import HostReplica
 from replica.seed import Size
+from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
 from tests.support.host_runs import HostRuns, Outcome
@@ -114,6 +116,47 @@ def test_in_place_where_a_clone_is_impossible_and_the_reason_is_in_the_plan(runs
     assert planned.code == 0, planned.text
     assert "aiuser may not give a copy these settings of aiproxy: log_statement" in planned.words
     assert "put it aside under another name" in planned.words
+
+
+def test_in_place_a_revision_that_fails_leaves_those_before_it_and_says_so(runs: Ways) -> None:
+    revision = next((runs.replica.application / "src/alembic/versions").glob(f"{HEAD}_*.py"))
+    good = revision.read_text()
+    revision.write_text(good.replace("def downgrade", '    op.execute("select 1/0")\n\n\ndef downgrade'))
+    try:
+        failed = quickly(runs, recovery_migrate="in_place")
+        ways = runs.play("--check", playbook="playbooks/rollback.yml")
+    finally:
+        revision.write_text(good)
+
+    assert failed.code == 2, failed.text
+    assert "division by zero" in failed.failure
+    assert "It was migrated in place: revisions that were applied before the failure have stayed." in failed.failure
+    assert "as it was before" not in failed.failure
+    assert runs.witness.versions() == [ENCODED]
+    assert runs.databases() == [("aiproxy", True)]
+    # The way back is behind this run, not behind an older one.
+    record = max((runs.target_state / "demo" / "runs").glob("*/record.json"), key=lambda path: path.stat().st_mtime)
+    assert record.parent.name in ways.words, ways.text
+
+
+def test_rows_that_clients_delete_after_the_backup_are_no_loss(runs: Ways) -> None:
+    """What is compared is what was migrated, not what the backup has."""
+    before = runs.witness.look()
+
+    def delete() -> None:
+        backups = runs.target_state / "demo" / "backups"
+        wait_until(lambda: any(backups.glob("*.manifest.json")), "the backup", 200)
+        runs.witness.execute("delete from users where email = 'gone'")
+
+    runs.witness.execute("insert into users (email, display_name) values ('gone', 'soon')")
+    thread = threading.Thread(target=delete)
+    thread.start()
+    done = runs.recover(variables={"recovery_rehearse": False})
+    thread.join()
+
+    assert done.code == 0, done.text
+    assert runs.witness.look().rows["users"] == before.rows["users"]
+    assert runs.witness.versions() == [HEAD]
 
 
 def test_online_without_a_fence_says_what_that_costs(runs: Ways) -> None:

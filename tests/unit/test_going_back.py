@@ -41,6 +41,7 @@ WRITTEN = Written(3, 1, ["songs: 3 rows written since, 1 fewer than then."])
 
 LOSSLESS = Downgrade("0f86", True, False, True, lossless=True)
 LOSSY = dataclasses.replace(LOSSLESS, lossless=False, loss=["rules.replacement: 4 rows", "songs.sketch_id: 2 rows"])
+USED = dataclasses.replace(LOSSLESS, written=["public.song_sketches: 3 rows"])
 REHEARSED_NOT = dataclasses.replace(LOSSLESS, lossless=None)
 UNREHEARSED_ACCEPTED = dataclasses.replace(REHEARSED_NOT, accepted_loss=[])
 
@@ -99,7 +100,18 @@ AUTOMATIC: list[tuple[str, Evidence, str | None]] = [
     ("an unknown database in its place", Evidence(OTHER, False, KEPT, NONE_WRITTEN, LOSSLESS, STILL), None),
     ("no database in its place, old one kept", Evidence(MISSING, False, KEPT, None), "swap_back"),
     ("no database at all", Evidence(MISSING), None),
-    # -- downgrade: written rows are kept by it
+    # -- downgrade: written rows are kept by it, but for those in what goes with it
+    ("written into what goes with it", Evidence(NEW, False, None, WRITTEN, USED), None),
+    (
+        "written into what goes with it, and accepted",
+        Evidence(NEW, downgrade=dataclasses.replace(USED, accepted_loss=USED.written)),
+        "downgrade",
+    ),
+    (
+        "written into what goes with it, not known",
+        Evidence(NEW, downgrade=dataclasses.replace(LOSSLESS, written=None)),
+        None,
+    ),
     ("written, lossless downgrade", Evidence(NEW, False, KEPT, WRITTEN, LOSSLESS), "downgrade"),
     ("written and accepted, lossless", Evidence(NEW, False, KEPT, accepting(WRITTEN, 4), LOSSLESS), "swap_back"),
     ("old one gone, lossless downgrade", Evidence(NEW, False, None, WRITTEN, LOSSLESS), "downgrade"),
