@@ -208,6 +208,7 @@ class TestInIsolation:
             time.sleep(0.1)
 
     def test_the_application_does_not_reach_production(self, made: Production, rehearsal: str) -> None:
+        made.reset()
         options = made.options(run_id=made.run_id("away"))
         options["application"]["network"] = rehearsal
         versions = ask(made.replica, "select version_num from alembic_version")
