@@ -37,9 +37,13 @@ def test_what_runs_against_the_process_table(supervised: Supervised) -> None:
 
 def test_one_that_is_started_again_and_again(supervised: Supervised) -> None:
     supervised.set_program("api", TRACEBACK)
-    supervised.control("restart", "api")
-    supervised.wait_for("api", "BACKOFF", "FATAL")
-    seen = run_module("service_status", {"services": [supervised.option("api")]})
+    for _attempt in range(10):
+        supervised.control("restart", "api")
+        supervised.wait_for("api", "BACKOFF", "FATAL")
+        seen = run_module("service_status", {"services": [supervised.option("api")]})
+        # On a busy machine, supervisord may have given up before it is asked.
+        if seen["problems"] != ["api (supervisor unit api) is not running."]:
+            break
     assert seen["problems"] == ["api (supervisor unit api) is restarting in a loop."]
 
 
