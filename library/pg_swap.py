@@ -27,10 +27,14 @@ options:
   live_oid:
     description: The object id of the database that has the application's name now, as it was looked at.
     type: int
-  in_place:
-    description: The database is put aside to be migrated itself; for the run's record.
-    type: bool
-    default: false
+  aside_for:
+    description: What the database is put aside for, for the run's record. V(migration), it is migrated itself;
+      V(counting), what was written to it is counted and saved where no client can go on writing.
+    type: str
+    choices: [migration, counting]
+  aside:
+    description: The name under which what was in use has been put aside. It gets the name O(keep_as), and is closed.
+    type: str
   row_counts:
     description: How many rows the tables of O(replacement) have, for the run's record; what is written later is counted
       from there.
@@ -94,7 +98,8 @@ ARGUMENTS: dict[str, t.Any] = {
     "replacement": {"type": "str"},
     "keep_as": {"type": "str"},
     "live_oid": {"type": "int"},
-    "in_place": {"type": "bool", "default": False},
+    "aside_for": {"type": "str", "choices": ["migration", "counting"]},
+    "aside": {"type": "str"},
     "row_counts": {"type": "dict"},
     "behind": {"type": "str"},
 }
@@ -102,19 +107,36 @@ ARGUMENTS: dict[str, t.Any] = {
 
 def begin(places: arguments.Places, params: t.Mapping[str, t.Any], wish: swap.Wish) -> None:
     """Write down what is about to be renamed, and how that is undone by hand."""
+    aside_for = params["aside_for"]
     facts: dict[str, t.Any] = {"live": wish.live, "swap": {"keep_as": wish.keep_as, "replacement": wish.replacement}}
-    if params["run_directory"] and (params["in_place"] or params["behind"]):
-        login = places.admin_login(params["database"]["maintenance_db"])
-        psql = emergency.psql_argv(login, places.database_runtime(), params["database"]["bin_dir"])
+    if params["run_directory"] and (aside_for or params["behind"]):
+        psql = psql_argv(places, params)
         commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
-        if params["in_place"]:
-            commands["open"] = emergency.open_commands(psql, wish.live, wish.keep_as or wish.replacement)
-            facts.update(in_place=True, aside=wish.keep_as or wish.replacement)
+        if aside_for:
+            commands["open"] = emergency.open_commands(psql, wish.live, wish.keep_as)
+            facts.update(aside=wish.keep_as, **({"in_place": True} if aside_for == "migration" else {}))
         elif wish.keep_as:
             free = next(name for name in names_to_keep(params) if name != wish.keep_as)
             commands["swap_back"] = emergency.swap_back_commands(psql, wish.live, wish.keep_as, free)
         facts.update(commands=commands, **({"behind": params["behind"]} if params["behind"] else {}))
-    record.begin(params["run_directory"], "migrating" if params["in_place"] else "swapping", **facts)
+    stages = {"migration": "migrating", "counting": "fenced"}
+    record.begin(params["run_directory"], stages.get(aside_for, "swapping"), **facts)
+
+
+def finish(places: arguments.Places, params: t.Mapping[str, t.Any], done: t.Mapping[str, t.Any]) -> None:
+    """Write down that the names have been exchanged; what was put aside is so no more."""
+    facts = dict(done)
+    if params["run_directory"] and params["aside"]:
+        commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
+        opening = emergency.open_commands(psql_argv(places, params), params["database"]["name"], None)
+        facts.update(aside=None, commands={**commands, "open": opening})
+    record.begin(params["run_directory"], "swapped", **facts)
+
+
+def psql_argv(places: arguments.Places, params: t.Mapping[str, t.Any]) -> list[str]:
+    """The command line of a psql in the maintenance database, for people and for the keeper."""
+    login = places.admin_login(params["database"]["maintenance_db"])
+    return emergency.psql_argv(login, places.database_runtime(), params["database"]["bin_dir"])
 
 
 def names_to_keep(params: t.Mapping[str, t.Any]) -> list[str]:
@@ -122,21 +144,13 @@ def names_to_keep(params: t.Mapping[str, t.Any]) -> list[str]:
     return [naming.database(params["database"]["name"], kind, params["run_id"]) for kind in sorted(naming.KEPT)]
 
 
-def finish(params: t.Mapping[str, t.Any], wish: swap.Wish, xid: str, oid: int | None) -> None:
-    """Write down that it is done."""
-    if wish.replacement is None:
-        return
-    facts = {"old": wish.keep_as, "new_oid": oid, "swap_xid": xid, "row_counts": params["row_counts"] or {}}
-    record.begin(params["run_directory"], "swapped", **facts)
-
-
 def execute(module: AnsibleModule) -> dict[str, t.Any]:
     """Look at the names, and unless in check mode exchange them; the task's result."""
     params = module.params
     places = arguments.Places(params)
     maintenance, live = places.maintenance(), params["database"]["name"]
-    wish = swap.Wish(live, params["keep_as"], params["replacement"], params["live_oid"])
-    names = [name for name in (live, wish.keep_as, wish.replacement) if name]
+    wish = swap.Wish(live, params["keep_as"], params["replacement"], params["live_oid"], params["aside"])
+    names = [name for name in (live, wish.keep_as, wish.replacement, wish.aside) if name]
     before = fence.entries(maintenance, *names)
     todo = swap.plan(wish, before, will_be_closed=module.check_mode)
     result: dict[str, t.Any] = {"renamed": [{"from": old, "to": new} for old, new in todo.renames]}
@@ -145,11 +159,20 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
         after[new] = after.pop(old)
     if todo.renames and not module.check_mode:
         begin(places, params, wish)
-        result["xid"] = swap.carry_out(maintenance, todo)
+        done = {"old": wish.keep_as, "new_oid": after.get(live), "row_counts": params["row_counts"] or {}}
+        intent = {"keep_as": wish.keep_as, "replacement": wish.replacement}
+
+        def before_commit(xid: str) -> None:
+            # Killed after the commit, nobody would know any more when it was.
+            if wish.replacement:
+                record.add_with_lock(params["run_directory"], swap={**intent, "done": {**done, "swap_xid": xid}})
+
+        result["xid"] = swap.carry_out(maintenance, todo, before_commit)
         seen = {name: entry["oid"] for name, entry in fence.entries(maintenance, *names).items()}
         if seen != after:
             raise RecoveryError(f"The names were exchanged, but a new connection reads {seen}, expected {after}.")
-        finish(params, wish, result["xid"], after.get(live))
+        if wish.replacement:
+            finish(places, params, {**done, "swap_xid": result["xid"]})
     listed = {name: entry["oid"] for name, entry in before.items()}
     result["diff"] = {"before": shown(listed), "after": shown(after)}
     return {"changed": bool(todo.renames), **result, "oids": after}
@@ -165,6 +188,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENTS,
         required_one_of=[("replacement", "keep_as")],
+        required_by={"aside": ("replacement", "keep_as", "live_oid"), "aside_for": ("keep_as",)},
         supports_check_mode=True,
     )
     arguments.choose_secrets(module)

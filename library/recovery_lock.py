@@ -78,9 +78,8 @@ names:
   type: dict
   sample: {new: aiproxy_new_20251021t031500z_7f3a1c, old: aiproxy_old_20251021t031500z_7f3a1c}
 kept:
-  description: Whether a run that has failed keeps its lock, because the application is down and could not be brought
-    back. Its keeper runs the commands of the page for emergencies, once no process of the run has been alive for
-    O(grace) seconds.
+  description: Whether a run keeps its lock, because the application is down and could not be brought back. Its keeper
+    runs the commands of the page for emergencies, once no process of the run has been alive for O(grace) seconds.
   returned: always
   type: bool
   sample: false
@@ -196,8 +195,9 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
         changed = ours or bool(lock.keeper_pids(directory))
         if changed and not module.check_mode:
             run = record.Record.read(directory)
-            if params["outcome"] == "failed" and run.stage in record.FENCED | record.SWAPPED:
-                # The application is down, and could not be brought back. The keeper tries it, once the run is silent.
+            if run.stage in record.FENCED | record.SWAPPED:
+                # Whatever the run says of itself: the application is down, and was not brought back. The keeper tries
+                # it, once the run is silent.
                 return {**result, "changed": False, "kept": True}
             run.note(params["outcome"])
             lock.end_keeper(directory, maintenance, name, run_id)

@@ -130,6 +130,16 @@ swap_xid:
   returned: success
   type: str
   sample: "73419"
+swap_row_counts:
+  description: The rows of each table when it was swapped in; empty if they are not known.
+  returned: success
+  type: dict
+  sample: {public.songs: 120}
+export:
+  description: Where the rows that were written since the swap are to be saved.
+  returned: success
+  type: str
+  sample: /var/lib/alembic-recovery/prod/backups/aiproxy_20251021T041500Z-b1c2d3.written.jsonl
 written:
   description: What was written since the swap (rows, fewer, total, sentences, and the file for the rows); null where
     that is not known.
@@ -231,7 +241,9 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
         "old": seen.kept.name if seen.kept and not seen.kept.aside else "",
         "aside": seen.kept.name if seen.kept and seen.kept.aside else "",
         "swap_xid": str((seen.run or {}).get("swap_xid") or ""),
+        "swap_row_counts": dict((seen.run or {}).get("row_counts") or {}),
         "written": rollback_evidence.as_result(evidence.written),
+        "export": seen.export_path(),
         "manifest": before.path,
         "fingerprint": str(before.manifest.get("fingerprint", "")),
         "row_counts": dict(before.manifest.get("row_counts", {})),
@@ -239,7 +251,9 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
         "version_table": seen.code.version_table,
         "code_is_at_target": seen.code_is_at(before.manifest.get("revisions")),
     }
-    relied_on = ("behind", "old", "written", "manifest", "row_counts", "target", "version_table")
+    relied_on = (
+        "behind", "old", "written", "swap_row_counts", "export", "manifest", "row_counts", "target", "version_table"
+    )  # fmt: skip
     arguments.refuse_masked(module, [result[key] for key in relied_on])
     return t.cast("dict[str, t.Any]", filled_in(result, params["limit"]))
 

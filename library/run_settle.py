@@ -85,7 +85,7 @@ problems:
 import os
 import typing as t
 
-from ansible.module_utils.alembic_recovery import aftermath, arguments, fence, lock, neighbours, record, settle
+from ansible.module_utils.alembic_recovery import aftermath, arguments, fence, lock, neighbours, record, settle, swap
 from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -127,6 +127,10 @@ class Settling:
         if self._run is not None:
             run_id = str(self._run.facts["run_id"])
             settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)
+            live = fence.entries(self._maintenance, self._name).get(self._name)
+            swapped = swap.completed(self._run.facts, live["oid"] if live else None)
+            if found.action == "finish" and swapped:
+                self._run.note("swapped", **swapped)
             self._run.note("started" if found.action == "finish" else "taken_back")
         return started
 

@@ -16,6 +16,8 @@ ACTIONS = ("unknown", "wait", "refuse", "take_back", "finish", "tidy", "nothing"
 # What is of no use once its run is dead. A database from before a swap is no leftover: it is the way back.
 _DISPOSABLE = frozenset({"new", "restored", "scratch", "before"})
 
+_STAYED = "was worked on in place: revisions that were applied until then have stayed"
+
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
@@ -75,10 +77,12 @@ def decide(seen: Evidence, *, run_id: str, end_run: str = "") -> Aftermath:
 
 def _without_live(seen: Evidence, asides: t.Sequence[str], disposable: t.Sequence[str]) -> Aftermath:
     if len(asides) == 1:
+        migrated = seen.run is not None and _was_swapped(seen.run, seen.databases[asides[0]])
         return Aftermath(
-            "take_back",
-            f"{_named(seen)} was cut off while it worked on {seen.database} in place, under the name {asides[0]}.",
-            [f"rename {asides[0]} to {seen.database}, and open it", *_then(seen, disposable)],
+            "finish" if migrated else "take_back",
+            f"{_named(seen)} was cut off while {seen.database} had the name {asides[0]}"
+            f"{', and had become the migrated database before' if migrated else ''}.",
+            _todo(seen, [f"rename {asides[0]} to {seen.database}, and open it"], disposable),
             disposable,
             asides[0],
         )
@@ -96,19 +100,22 @@ def _without_live(seen: Evidence, asides: t.Sequence[str], disposable: t.Sequenc
 def _with_live(seen: Evidence, live: t.Mapping[str, t.Any], disposable: t.Sequence[str]) -> Aftermath:
     stage = str(seen.run["stage"]) if seen.run else ""
     if stage in record.FENCED | record.SWAPPED and seen.run is not None:
-        if stage not in record.FENCED or _was_swapped(seen.run, live):
+        in_place, opening = bool(seen.run.get("in_place")), [] if live["open"] else [f"open {seen.database}"]
+        # In place, the name comes back with the last exchange; before, nothing has it.
+        if stage not in record.FENCED or _was_swapped(seen.run, live) or (in_place and stage == "swapping"):
             return Aftermath(
                 "finish",
                 f"{_named(seen)} was cut off after {seen.database} had become the migrated database, before the "
                 f"services were up{_kept(seen)}.",
-                [*([] if live["open"] else [f"open {seen.database}"]), *_then(seen, disposable)],
+                _todo(seen, opening, disposable),
                 disposable,
             )
         return Aftermath(
             "take_back",
             f"{_named(seen)} was cut off in the stage {stage}: {seen.database} is the one from before, "
-            f"{'open' if live['open'] else 'closed'}, and nothing was changed in it{_kept(seen)}.",
-            [*([] if live["open"] else [f"open {seen.database}"]), *_then(seen, disposable)],
+            f"{'open' if live['open'] else 'closed'}, and {_STAYED if in_place else 'nothing was changed in it'}"
+            f"{_kept(seen)}.",
+            _todo(seen, opening, disposable),
             disposable,
         )
     if not live["open"]:
@@ -121,7 +128,7 @@ def _with_live(seen: Evidence, live: t.Mapping[str, t.Any], disposable: t.Sequen
         return Aftermath(
             "tidy",
             f"{_named(seen)} was cut off{f' in the stage {stage}' if stage else ''}. The application was not touched.",
-            _then(seen, disposable, services=False),
+            _todo(seen, [], disposable, services=False),
             disposable,
         )
     return Aftermath("nothing", "No run was cut off.")
@@ -141,9 +148,9 @@ def _kept(seen: Evidence) -> str:
     return "; its keeper has ended the outage since" if seen.keeper else ""
 
 
-def _then(seen: Evidence, disposable: t.Sequence[str], *, services: bool = True) -> list[str]:
-    todo = [f"drop {name}" for name in disposable]
+def _todo(seen: Evidence, opening: t.Sequence[str], disposable: t.Sequence[str], *, services: bool = True) -> list[str]:
+    """All that is done, in order: nobody waits for what is dropped at the end."""
+    todo = [f"end the processes {', '.join(map(str, seen.alive))} of the run"] if seen.alive else []
     todo += [f"remove {', '.join(names)} of run {run}" for run, names in sorted(seen.containers.items())]
-    if seen.alive:
-        todo.insert(0, f"end the processes {', '.join(map(str, seen.alive))} of the run")
-    return [*todo, "start the services that do not run"] if services else todo
+    todo += [*opening, *(["start the services that do not run"] if services else [])]
+    return [*todo, *(f"drop {name}" for name in disposable)]

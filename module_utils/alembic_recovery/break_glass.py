@@ -27,6 +27,7 @@ _STATES: t.Mapping[str, str] = {
     "failed": "The run has ended, and said why.",
 }
 _IN_PLACE = "The database itself is being migrated (in place), under another name."
+_COUNTED = "The services are stopped. What was written to the database is being counted, under another name: {0}."
 _BEFORE = "Nothing has been stopped, closed or changed. The application runs as before."
 
 
@@ -65,6 +66,8 @@ def _state(facts: t.Mapping[str, t.Any]) -> str:
     stage = str(facts["stage"])
     if facts.get("in_place") and stage in ("migrating", "migrated"):
         return _IN_PLACE
+    if facts.get("aside") and stage == "fenced":
+        return _COUNTED.format(facts["aside"])
     return _STATES.get(stage, _BEFORE)
 
 

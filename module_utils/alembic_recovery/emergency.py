@@ -11,10 +11,18 @@ from ansible.module_utils.alembic_recovery.services import Service
 
 
 def psql_argv(login: postgres.Login, runtime: Runtime, bin_dir: str | None, *options: str) -> list[str]:
-    """The command line of a psql beside the server: in its container, or on this host; its password is not in it."""
+    """The command line of a psql beside the server: in its container, or on this host; its password is not in it.
+
+    Where there is one, it is in the environment of whoever runs this (:meth:`Login.secrets`), from where the Docker
+    client takes it along by its name; a person whose environment has none is asked.
+    """
     words = ["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", *_plain(login.options()), *options]
     if isinstance(runtime, DockerRuntime):
-        return [*runtime.docker.exec_argv(runtime.container, [*runtime.before_psql(()), "psql"]), *words]
+        secret = login.secrets()
+        return [
+            *runtime.docker.exec_argv(runtime.container, [*runtime.before_psql(secret), "psql"], env=secret),
+            *words,
+        ]
     return [postgres.find_program("psql", bin_dir), *words]
 
 

@@ -196,6 +196,8 @@ class Keeper:
         stage = record.get("stage")
         if stage not in self._task["fenced"] and stage not in self._task["swapped"]:
             return
+        # First of all: a run that wakes up now finds this, and does nothing more.
+        self._write("keeper.ending.json", {"at": _now(), "stage": stage})
         swapped = self._is_swapped(record)
         commands = record.get("commands") or {}
         if swapped is None:

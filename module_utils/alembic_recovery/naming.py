@@ -16,7 +16,7 @@ KINDS: t.Mapping[str, str] = {
     "new": "a clone that is migrated before it is swapped in",
     "old": "what the application used before a swap",
     "replaced": "what the application used before it was swapped back",
-    "aside": "the application's own database while it is worked on in place",
+    "aside": "the application's own database while it is worked on in place, or counted",
     "restored": "a backup that was restored",
     "scratch": "a copy for a rehearsal",
     "before": "a copy of a rehearsal's start",

@@ -136,11 +136,19 @@ class Database(abc.ABC):
         except DatabaseError as error:
             raise self._explained(error) from error
 
-    def act(self, statements: t.Sequence[str], *, at_once: bool = False, returning: str = "select 1 as done") -> Rows:
+    def act(
+        self,
+        statements: t.Sequence[str],
+        *,
+        at_once: bool = False,
+        returning: str = "select 1 as done",
+        before_commit: t.Callable[[Rows], None] | None = None,
+    ) -> Rows:
         """Execute statements that change something, over a new connection, in order; the rows of one last question.
 
         :param at_once: all of them in one transaction; else each by itself, as CREATE DATABASE must be.
         :param returning: what is asked last; with `at_once`, still in the transaction.
+        :param before_commit: with `at_once`, is given those rows; what it raises undoes everything.
         :raises DatabaseError: no connection, or one of them failed (`details['sqlstate']`); later ones were not tried.
         """
         opening = [f"set {name}" for name in _WHILE_ACTING]
@@ -148,6 +156,8 @@ class Database(abc.ABC):
             # psql tells of an error only when it is asked for something.
             rows = session.ask(returning)
             if at_once:
+                if before_commit is not None:
+                    before_commit(rows)
                 session.tell("commit")
                 session.ask("select 1 as done")
             return rows

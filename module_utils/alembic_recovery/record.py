@@ -18,6 +18,9 @@ from ansible.module_utils.alembic_recovery.errors import StackError
 RECORD = "record.json"
 AUDIT = "audit.jsonl"
 PAGE = "BREAK-GLASS.txt"
+#: Written by the keeper of a run that it has taken for dead: when it begins to end the outage, and what it has done.
+ENDING = "keeper.ending.json"
+OUTCOME = "keeper.json"
 _ALIVE = "alive"
 _FORMAT = 1
 
@@ -122,14 +125,23 @@ def begin(directory: str | None, stage: str, /, **facts: t.Any) -> Record | None
     if directory is None:
         return None
     record = Record.read(directory)
-    keeper = record.facts.get("keeper")
+    _require_lock(record)
+    record.note(stage, **facts)
+    return record
+
+
+def _require_lock(record: Record) -> None:
+    directory, keeper = record.directory, record.facts.get("keeper")
     if keeper and started(keeper["pid"]) != keeper["started"]:
         raise StackError(
             f"The lock of this run is gone: its keeper (process {keeper['pid']}) has ended, so another run may be at "
             f"work. Nothing more is done. Look into {directory}/keeper.log"
         )
-    record.note(stage, **facts)
-    return record
+    if os.path.exists(os.path.join(directory, ENDING)):
+        raise StackError(
+            "This run was silent for so long (a controller that slept?) that its keeper has taken it for dead and ends "
+            f"the outage. Nothing more is done. What it has done: {directory}/{OUTCOME}"
+        )
 
 
 def within_fence(directory: str | None, stage: str, /, **facts: t.Any) -> None:
@@ -157,6 +169,17 @@ def add(directory: str | None, **facts: t.Any) -> None:
     """
     if directory is not None:
         Record.read(directory).note(**facts)
+
+
+def add_with_lock(directory: str | None, **facts: t.Any) -> None:
+    """The same, but only as long as the run has its lock: before a deed that must not be done without it.
+
+    :raises StackError: there is no record in `directory`, it cannot be written, or the run has lost its lock.
+    """
+    if directory is not None:
+        record = Record.read(directory)
+        _require_lock(record)
+        record.note(**facts)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ansible.module_utils.alembic_recovery import (
     restore,
     revisions,
     status,
+    swap,
     written,
 )
 from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackError
@@ -136,10 +137,13 @@ class Gathering:
         self._maintenance = places.maintenance()
         # Our own run has a record, too, as soon as it has the lock; it is only meant where it is named, in a rescue.
         not_meant = params["run_id"] if params["behind"] != params["run_id"] else ""
-        runs = [run.facts for run in record.runs(params["directory"]) if run.facts["run_id"] != not_meant]
-        self.run = choose_run(runs, self._name, params["behind"])
+        found = [run.facts for run in record.runs(params["directory"]) if run.facts["run_id"] != not_meant]
         self.databases = fence.entries(self._maintenance, *(row["name"] for row in self._maintenance.ask(_NAMES)))
         self.live = self.databases.get(self._name)
+        # A run that was killed right after its swap has not written down that it was done.
+        oid = self.live["oid"] if self.live else None
+        runs: list[Facts] = [{**facts, **swap.completed(facts, oid)} for facts in found]
+        self.run = choose_run(runs, self._name, params["behind"])
         mine = str(self.run["run_id"]) if self.run else ""
         later = [run for run in runs if run.get("behind") == mine != run["run_id"] and run.get("swap_xid")]
         self.is_ = carried(self.run, self.live, later)

@@ -81,7 +81,7 @@ def _containers(
 def keeper_outcome(directory: str) -> dict[str, t.Any] | None:
     """What the keeper of a dead run has done about the outage, if it had to."""
     try:
-        with open(os.path.join(directory, "keeper.json"), encoding="utf-8") as file:
+        with open(os.path.join(directory, record.OUTCOME), encoding="utf-8") as file:
             return t.cast("dict[str, t.Any]", json.load(file))
     except (OSError, ValueError):
         return None

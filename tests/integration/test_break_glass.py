@@ -80,7 +80,7 @@ def test_while_a_clone_is_migrated(stack: FencedStack) -> None:
 def test_while_it_is_migrated_in_place(stack: FencedStack) -> None:
     before = fenced(stack)
     aside = naming.database(stack.database.name, "aside", stack.run_id)
-    assert stack.swap(keep_as=aside, in_place=True, run_directory=str(stack.directory))["changed"] is True
+    assert stack.swap(keep_as=aside, aside_for="migration", run_directory=str(stack.directory))["changed"] is True
     page = read(stack)
     assert "The database itself is being migrated (in place), under another name." in page
 

@@ -180,12 +180,14 @@ def test_after_the_swap_the_new_database_is_left_in_place_and_opened(stack: Fenc
     assert set(stack.states().values()) <= {"RUNNING", "STARTING"}
 
 
-def test_a_run_that_could_not_be_taken_back_leaves_the_outage_to_its_keeper(stack: FencedStack) -> None:
+@pytest.mark.parametrize("outcome", ["failed", "done"])
+def test_a_run_that_could_not_be_taken_back_leaves_the_outage_to_its_keeper(stack: FencedStack, outcome: str) -> None:
+    """Whatever it says of itself."""
     stack.lock(grace=4)
     assert stack.run("service_stop")["stopped"] == ["worker", "api"]
     stack.run("pg_fence", state="closed")
 
-    kept = stack.run("recovery_lock", state="absent", outcome="failed")
+    kept = stack.run("recovery_lock", state="absent", outcome=outcome)
 
     assert (kept["changed"], kept["kept"]) == (False, True), kept
     assert stack.record()["stage"] == "fenced", "the next run would not know who has closed it"

@@ -66,6 +66,7 @@ def swapped(stack: FencedStack) -> str:
     }
     done = stack.swap(replacement=new, keep_as=old, row_counts=counts, run_directory=str(stack.directory))
     assert done["changed"], done
+    record.begin(str(stack.directory), "started")
     stack.unlock()
     return old
 
@@ -122,6 +123,7 @@ def test_after_going_back_there_is_nothing_to_do(stack: FencedStack) -> None:
     done = stack.swap(replacement=old, keep_as=kept, behind=first, run_directory=str(stack.directory))
     assert done["changed"], done
     assert stack.record()["behind"] == first
+    record.begin(str(stack.directory), "started")
     stack.unlock()
 
     seen = plan(stack)

@@ -52,7 +52,7 @@ def test_row_54_a_run_that_was_cut_off_is_found_and_taken_back(stack: FencedStac
     assert "was cut off in the stage migrating" in found["sentence"]
     planned = settle(stack, check=True)
     assert planned["changed"] is True, planned
-    assert planned["todo"] == [f"open {stack.database.name}", f"drop {new}", "start the services that do not run"]
+    assert planned["todo"] == [f"open {stack.database.name}", "start the services that do not run", f"drop {new}"]
     assert new in stack.databases()
     assert set(stack.states().values()) == {"STOPPED"}
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ STOP, CLOSE = (
     "leave | Stop the services, the last one first",
     "leave | Close the database, and prove that nobody is left in it",
 )
-SAVE = "leave | Save the rows that were written since the swap"
+ASIDE = "count | Put the closed database aside"
+SAVE = "count | Save the rows that were written since the swap"
 SWAP = "swap_back | Exchange the names again, all in one transaction"
 RESTART = "Restart the services in order"
-SWAP_BACK = [STOP, SAVE, CLOSE, SWAP, RESTART]
+SWAP_BACK = [STOP, CLOSE, ASIDE, SAVE, SWAP, RESTART]
 
 
 class Rollbacks(HostRuns):
@@ -119,6 +121,8 @@ class SwappedBack:
     refused: Outcome
     rehearsal: Outcome
     after_rehearsal: Everything
+    disturbed: Outcome
+    after_disturbed: tuple[dict[str, tuple[int, bool]], set[str]]
     done: Outcome
     record: dict[str, Any]
     after: Everything
@@ -127,9 +131,15 @@ class SwappedBack:
     after_second: Everything
 
 
+def write_when_the_services_are_stopped(runs: Rollbacks) -> None:
+    """As a client that is none of the services, and is gone again before the database is closed."""
+    wait_until(lambda: not runs.running(), "the services are stopped", 120)
+    runs.witness.execute("insert into users (email, display_name) values ('stranger@songs.example', 'x')")
+
+
 @pytest.fixture(scope="class")
 def swapped_back(runs: Rollbacks) -> SwappedBack:
-    """Recover, write, be refused, rehearse, go back, go back again."""
+    """Recover, write, be refused, rehearse, be disturbed, go back, go back again."""
     before, oid = runs.witness.look(), runs.databases()["aiproxy"][0]
     recovered = runs.recover(variables={"recovery_rehearse": False})
     assert recovered.code == 0, recovered.text
@@ -140,12 +150,18 @@ def swapped_back(runs: Rollbacks) -> SwappedBack:
     refused = runs.rollback()
     rehearsal = runs.rollback(check=True, rollback_accept_written=3)
     after_rehearsal = runs.look()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_when_the_services_are_stopped, runs)
+        disturbed = runs.rollback(rollback_accept_written=3)
+        writing.result()
+    after_disturbed = (runs.databases(), runs.running())
+    runs.witness.execute("delete from users where email = 'stranger@songs.example'")
     done = runs.rollback(rollback_accept_written=3)
     record, after, databases = runs.latest(), runs.look(), runs.databases()
     second = runs.rollback()
     return SwappedBack(
-        runs, before, oid, migrated, refused, rehearsal, after_rehearsal, done, record, after, databases, second,
-        runs.look(),
+        runs, before, oid, migrated, refused, rehearsal, after_rehearsal, disturbed, after_disturbed, done, record,
+        after, databases, second, runs.look(),
     )  # fmt: skip
 
 
@@ -167,9 +183,21 @@ class TestSwapBack:
         assert "- swap_back (proved): The old database is kept as aiproxy_old_" in rehearsal.words
         assert "Choice: swap_back" in rehearsal.words
         assert "What is lost: songs: 3 rows written since" in rehearsal.words
-        assert "save the 3 rows that were written since the swap in" in rehearsal.words
+        assert "count once more what was written since the swap, and save the 3 rows in" in rehearsal.words
         assert "This was a rehearsal (check mode): nothing was changed." in rehearsal.words
         assert swapped_back.after_rehearsal == swapped_back.migrated
+
+    def test_what_a_stranger_writes_in_the_last_moment_is_not_lost(self, swapped_back: SwappedBack) -> None:
+        disturbed, (databases, running) = swapped_back.disturbed, swapped_back.after_disturbed
+        assert disturbed.code == 2, disturbed.text
+        assert "4 changes would be lost now, 3 were when the plan was made" in disturbed.words
+        assert "users: 1 row written since, 1 more than then." in disturbed.words
+        assert "-e rollback_accept_written=4" in disturbed.words
+        assert "The database is the one that it was until now. Started: api, worker." in disturbed.words
+        assert "aiproxy" in databases
+        assert [name for name, (_oid, is_open) in databases.items() if is_open] == ["aiproxy"]
+        assert len(databases) == 2
+        assert running >= {"api", "worker"}
 
     def test_acceptance_1_it_is_as_before(self, swapped_back: SwappedBack) -> None:
         done = swapped_back.done

@@ -47,13 +47,13 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
         "a clone half migrated",
         {"run": run("migrating"), "databases": {NAME: entry(10, is_open=False), NEW: entry(11)}},
         "take_back",
-        [f"open {NAME}", f"drop {NEW}", "start the services that do not run"],
+        [f"open {NAME}", "start the services that do not run", f"drop {NEW}"],
     ),
     (
         "the keeper was quicker",
         {"run": run("migrating"), "databases": {NAME: entry(10), NEW: entry(11)}, "keeper": {"swapped": False}},
         "take_back",
-        [f"drop {NEW}", "start the services that do not run"],
+        ["start the services that do not run", f"drop {NEW}"],
     ),
     (
         "swapping, and it had happened",
@@ -65,7 +65,7 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
         "swapping, and it had not",
         {"run": run("swapping"), "databases": {NAME: entry(10, is_open=False), NEW: entry(11)}},
         "take_back",
-        [f"open {NAME}", f"drop {NEW}", "start the services that do not run"],
+        [f"open {NAME}", "start the services that do not run", f"drop {NEW}"],
     ),
     (
         "swapped",
@@ -91,6 +91,30 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
         "take_back",
         [f"rename {ASIDE} to {NAME}, and open it", "start the services that do not run"],
     ),
+    (
+        "in place, and it has its name again",
+        {"run": run("swapping", in_place=True), "databases": {NAME: entry(10)}},
+        "finish",
+        ["start the services that do not run"],
+    ),
+    (
+        "in place, and the keeper was quicker",
+        {"run": run("migrating", in_place=True), "databases": {NAME: entry(10)}, "keeper": {"swapped": False}},
+        "take_back",
+        ["start the services that do not run"],
+    ),
+    (
+        "counted, on the way back",
+        {"run": run("fenced"), "databases": {ASIDE: entry(10), OLD: entry(9, is_open=False)}},
+        "take_back",
+        [f"rename {ASIDE} to {NAME}, and open it", "start the services that do not run"],
+    ),
+    (
+        "counted, by the run that had swapped it in",
+        {"run": run("fenced"), "databases": {ASIDE: entry(11), OLD: entry(10, is_open=False)}},
+        "finish",
+        [f"rename {ASIDE} to {NAME}, and open it", "start the services that do not run"],
+    ),
     ("aside, and somebody made another", {"databases": {NAME: entry(20), ASIDE: entry(10)}}, "refuse", []),
     ("another name", {"databases": {"postgres": entry(5)}}, "nothing", []),
     ("no database, and a run", {"databases": {"postgres": entry(5)}, "run": run("fenced")}, "refuse", []),
@@ -108,6 +132,14 @@ def test_what_becomes_of_it(evidence: dict[str, Any], action: str, todo: list[st
 
     assert (found.action, list(found.todo)) == (action, todo)
     assert found.sentence.endswith((".", f"={evidence.get('holder_id')}", "true"))
+
+
+def test_in_place_it_is_not_said_that_nothing_was_changed() -> None:
+    seen = run("migrating", in_place=True)
+
+    assert "have stayed" in decide(run=seen).sentence
+    assert "nothing was changed" not in decide(run=seen).sentence
+    assert "nothing was changed" in decide(run=run("migrating")).sentence
 
 
 def test_a_kept_database_is_never_dropped() -> None:
