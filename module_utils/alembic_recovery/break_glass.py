@@ -93,7 +93,9 @@ def _advice(facts: t.Mapping[str, t.Any], commands: t.Mapping[str, t.Sequence[Co
         text += ["If it is not: start the services, in this order:"]
     text += shown(commands.get("start", []))
     if facts.get("needs_password"):
-        text.append("psql asks for the password of the role. It is where the inventory has it (Ansible Vault).")
+        text.append(
+            "psql takes the password of the role from PGPASSWORD, or asks for it. The inventory has it (Ansible Vault)."
+        )
     return [*text, *_going_back(facts, commands)]
 
 

@@ -18,7 +18,7 @@ import pytest
 from replica.application import BROKEN, DATABASE, ENCODED, HEAD, USER
 from replica.expect import UNENCODED
 from tests.docker.observation import one_offs
-from tests.docker.production import BESIDE, MARKER, Production
+from tests.docker.production import BESIDE, MARKER, PASSWORD, Production
 from tests.docker.watch import watch
 from tests.support.modules import run_module
 
@@ -292,6 +292,42 @@ def test_s02_pg_backup_takes_the_password_that_the_server_was_given_and_shows_it
     assert MARKER not in json.dumps(started.execs)
     assert MARKER not in json.dumps(done)
     assert any("pg_dump" in words for words in started.programs(backup["Id"]))
+
+
+@pytest.fixture
+def strict_socket(production: Production) -> Iterator[Production]:
+    """PostgreSQL asks for a password on its socket."""
+    change = "sed -i -E 's/^(local .*) trust$/\\1 scram-sha-256/' /var/lib/postgresql/data/pg_hba.conf"
+    undo = "cp /tmp/pg_hba.conf /var/lib/postgresql/data/pg_hba.conf && kill -HUP 1"
+    try:
+        shell(production, f"cp /var/lib/postgresql/data/pg_hba.conf /tmp/pg_hba.conf && {change} && kill -HUP 1")
+        yield production
+    finally:
+        shell(production, undo)
+        production.wait_for_database()
+
+
+def test_s02_the_lock_is_taken_where_the_socket_asks_for_a_password_and_nobody_sees_it(
+    strict_socket: Production, tmp_path: Path
+) -> None:
+    run_id = strict_socket.run_id("socket")
+    options = {
+        "database": {**strict_socket.options()["database"], "password": PASSWORD},
+        "services": strict_socket.variables()["recovery_stack"]["services"],
+        "run_id": run_id,
+        "run_directory": str(tmp_path / "runs" / run_id),
+    }
+    with watch(strict_socket.replica, MARKER) as started:
+        done = run_module("recovery_lock", options)
+        again = run_module("recovery_lock", options)
+        gone = run_module("recovery_lock", {**options, "state": "absent"})
+    assert [result.get("changed") for result in (done, again, gone)] == [True, False, True], done
+    assert done["holder"]["run_id"] == run_id
+    assert started.secrets == set()
+    assert MARKER not in json.dumps([started.execs, done])
+    page = Path(done["page"]).read_text()
+    assert MARKER not in page
+    assert "PGPASSWORD" not in page, "nothing has to be done"
 
 
 def test_pg_backup_says_which_key_to_set_where_the_password_is_wrong(strict: Production, tmp_path: Path) -> None:
