@@ -13,7 +13,8 @@ description:
     gets the application's name and is opened. Either all names change or none.
   - With O(keep_as) alone, the application's database is put aside and opened under that name, to be worked on where no
     client finds it. With O(replacement) alone, it gets its name back.
-  - The application's database must be closed (M(pg_fence)), and nobody may be in either of them.
+  - The application's database must be closed (M(pg_fence)), and nobody may be in either of them. With O(aside), it was
+    put aside before, is open under that name, and is closed with the exchange.
 version_added: 0.1.0
 author: The alembic-recovery authors
 extends_documentation_fragment: [stack, stack.database]
@@ -25,7 +26,8 @@ options:
     description: The name under which the one that has it now is kept.
     type: str
   live_oid:
-    description: The object id of the database that has the application's name now, as it was looked at.
+    description: The object id of the database that has the application's name now, as it was looked at; with O(aside),
+      of the one that is put aside.
     type: int
   aside_for:
     description: What the database is put aside for, for the run's record. V(migration), it is migrated itself;
@@ -123,14 +125,13 @@ def begin(places: arguments.Places, params: t.Mapping[str, t.Any], wish: swap.Wi
     record.begin(params["run_directory"], stages.get(aside_for, "swapping"), **facts)
 
 
-def finish(places: arguments.Places, params: t.Mapping[str, t.Any], done: t.Mapping[str, t.Any]) -> None:
-    """Write down that the names have been exchanged; what was put aside is so no more."""
-    facts = dict(done)
-    if params["run_directory"] and params["aside"]:
-        commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
-        opening = emergency.open_commands(psql_argv(places, params), params["database"]["name"], None)
-        facts.update(aside=None, commands={**commands, "open": opening})
-    record.begin(params["run_directory"], "swapped", **facts)
+def no_longer_aside(places: arguments.Places, params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """For the record, once what was put aside is kept: how the database is opened by hand then."""
+    if not (params["run_directory"] and params["aside"]):
+        return {}
+    commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
+    opening = emergency.open_commands(psql_argv(places, params), params["database"]["name"], None)
+    return {"aside": None, "commands": {**commands, "open": opening}}
 
 
 def psql_argv(places: arguments.Places, params: t.Mapping[str, t.Any]) -> list[str]:
@@ -151,6 +152,9 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     maintenance, live = places.maintenance(), params["database"]["name"]
     wish = swap.Wish(live, params["keep_as"], params["replacement"], params["live_oid"], params["aside"])
     names = [name for name in (live, wish.keep_as, wish.replacement, wish.aside) if name]
+    directory = params["run_directory"]
+    if not module.check_mode:
+        record.require_lock(directory)
     before = fence.entries(maintenance, *names)
     todo = swap.plan(wish, before, will_be_closed=module.check_mode)
     result: dict[str, t.Any] = {"renamed": [{"from": old, "to": new} for old, new in todo.renames]}
@@ -160,19 +164,22 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     if todo.renames and not module.check_mode:
         begin(places, params, wish)
         done = {"old": wish.keep_as, "new_oid": after.get(live), "row_counts": params["row_counts"] or {}}
+        afterwards = no_longer_aside(places, params)
         intent = {"keep_as": wish.keep_as, "replacement": wish.replacement}
 
         def before_commit(xid: str) -> None:
+            record.require_lock(directory)
             # Killed after the commit, nobody would know any more when it was.
             if wish.replacement:
-                record.add_with_lock(params["run_directory"], swap={**intent, "done": {**done, "swap_xid": xid}})
+                record.add(directory, swap={**intent, "done": {**done, "swap_xid": xid}})
 
         result["xid"] = swap.carry_out(maintenance, todo, before_commit)
+        if wish.replacement and directory:
+            # Whether the run has its lock still does not matter any more: it is done.
+            record.Record.read(directory).note("swapped", **done, **afterwards, swap_xid=result["xid"])
         seen = {name: entry["oid"] for name, entry in fence.entries(maintenance, *names).items()}
         if seen != after:
             raise RecoveryError(f"The names were exchanged, but a new connection reads {seen}, expected {after}.")
-        if wish.replacement:
-            finish(places, params, {**done, "swap_xid": result["xid"]})
     listed = {name: entry["oid"] for name, entry in before.items()}
     result["diff"] = {"before": shown(listed), "after": shown(after)}
     return {"changed": bool(todo.renames), **result, "oids": after}

@@ -114,7 +114,6 @@ class Settling:
 
         :raises RecoveryError: a step failed; the same can be tried again.
         """
-        self._end_what_is_alive()
         started: tuple[list[str], list[str]] = ([], [])
         if found.action in ("take_back", "finish"):
             settle.bring_back(self._maintenance, self._name, found.aside)
@@ -124,7 +123,7 @@ class Settling:
         # Nobody waits for these: the application is up again before they go, and also where one of them cannot go.
         for name in found.disposable:
             neighbours.drop(self._maintenance, name)
-        if self._run is not None:
+        if self._run is not None and self._run.stage not in record.ENDED:
             run_id = str(self._run.facts["run_id"])
             settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)
             live = fence.entries(self._maintenance, self._name).get(self._name)
@@ -134,7 +133,11 @@ class Settling:
             self._run.note("started" if found.action == "finish" else "taken_back")
         return started
 
-    def _end_what_is_alive(self) -> None:
+    def end_what_is_alive(self) -> None:
+        """End the processes, containers and sessions of the run, and its keeper.
+
+        :raises RecoveryError: one of them does not end.
+        """
         if self._run is None:
             return
         run_id = str(self._run.facts["run_id"])
@@ -147,10 +150,25 @@ class Settling:
             lock.end_keeper(self._run.directory, self._maintenance, self._name, run_id)
 
 
-def chosen_run(params: t.Mapping[str, t.Any], seen: aftermath.Evidence) -> record.Record | None:
-    """The run whose remains are settled: the one that was named, else the one that was cut off."""
-    name = params["settle"] or (str(seen.run["run_id"]) if seen.run else "")
-    return record.Record.read(os.path.join(params["directory"], name)) if name else None
+def decide(
+    places: arguments.Places, params: t.Mapping[str, t.Any], name: str
+) -> tuple[record.Record | None, aftermath.Aftermath]:
+    """The run whose remains are settled (`name`, else the one that was cut off), and what has to become of them.
+
+    :raises StackError: somebody is at work, or a person has to look.
+    """
+    # Our own run, in a rescue: it asks for itself, so it must not be left out.
+    asking = "" if name == params["run_id"] else params["run_id"]
+    seen = settle.look(places, {**params, "run_id": asking}, params["directory"])
+    name = name or (str(seen.run["run_id"]) if seen.run else "")
+    run = record.Record.read(os.path.join(params["directory"], name)) if name else None
+    if run is not None:
+        seen = aftermath.dataclasses.replace(seen, run=run.facts)
+    mine = (params["run_id"], params["settle"] or "")
+    found = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in mine else params["run_id"])
+    if found.action in ("wait", "refuse"):
+        raise StackError(found.sentence, action=found.action)
+    return run, found
 
 
 def execute(module: AnsibleModule) -> dict[str, t.Any]:
@@ -158,16 +176,7 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     places = arguments.Places(params)
     settle.wait_for_server(places)
-    # Our own run, in a rescue: it asks for itself, so it must not be left out.
-    asking = "" if params["settle"] == params["run_id"] else params["run_id"]
-    seen = settle.look(places, {**params, "run_id": asking}, params["directory"])
-    run = chosen_run(params, seen)
-    if run is not None:
-        seen = aftermath.dataclasses.replace(seen, run=run.facts)
-    mine = (params["run_id"], params["settle"] or "")
-    found = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in mine else params["run_id"])
-    if found.action in ("wait", "refuse"):
-        raise StackError(found.sentence, action=found.action)
+    run, found = decide(places, params, params["settle"] or "")
     result = {"action": found.action, "sentence": found.sentence, "todo": list(found.todo)}
     result.update(started=[], problems=[])
     if run is not None and str(run.facts["run_id"]) == params["run_id"] and not found.todo:
@@ -175,7 +184,12 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
         result["action"] = "nothing"
     changed = result["action"] != "nothing"
     if changed and not module.check_mode:
-        result["started"], result["problems"] = Settling(places, params, run).carry_out(found)
+        Settling(places, params, run).end_what_is_alive()
+        # Until it was ended, it may have gone on.
+        run, now = decide(places, params, str(run.facts["run_id"]) if run else "")
+        if now.action != found.action:
+            result.update(action=now.action, sentence=now.sentence, todo=list(now.todo))
+        result["started"], result["problems"] = Settling(places, params, run).carry_out(now)
         if not fence.entries(places.maintenance(), params["database"]["name"]):
             raise RecoveryError(f"{params['database']['name']} was brought back, and is not there.")
     return {"changed": changed, **result}

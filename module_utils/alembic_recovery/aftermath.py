@@ -16,7 +16,7 @@ ACTIONS = ("unknown", "wait", "refuse", "take_back", "finish", "tidy", "nothing"
 # What is of no use once its run is dead. A database from before a swap is no leftover: it is the way back.
 _DISPOSABLE = frozenset({"new", "restored", "scratch", "before"})
 
-_STAYED = "was worked on in place: revisions that were applied until then have stayed"
+_STAYED = "was to be migrated in place: revisions that may have been applied until then have stayed"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,6 +103,9 @@ def _going_back(facts: t.Mapping[str, t.Any], commands: t.Mapping[str, t.Sequenc
     """How to use the old database again, once there is one; not safe without a thought."""
     if not facts.get("old") or facts["stage"] in ("taken_back", "failed") or not commands.get("swap_back"):
         return []
+    if facts.get("aside") and facts["stage"] in ("fenced", "swapping"):
+        # Nothing has the application's name: it has to come back first.
+        return []
     return [
         "",
         f"The database from before the swap is kept, closed, as {facts['old']}. What was written since is",

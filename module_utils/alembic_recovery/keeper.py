@@ -198,23 +198,41 @@ class Keeper:
             return
         # First of all: a run that wakes up now finds this, and does nothing more.
         self._write("keeper.ending.json", {"at": _now(), "stage": stage})
+        # What it noted until then counts: it may have given the database another name in between.
+        record = self._record() or record
         swapped = self._is_swapped(record)
         commands = record.get("commands") or {}
         if swapped is None:
             self._say("The database could not be asked for its names. Opening is tried all the same.")
         self._end_sessions(record)
         # Also after the swap: whoever goes back from it closes the database once more.
-        done = [self._run(argv) for kind in ("open", "start") for argv in commands.get(kind, [])]
+        done = [self._run(argv) for argv in commands.get("open", [])]
+        if self._is_ours(record):
+            done += [self._run(argv) for argv in commands.get("start", [])]
+        else:
+            self._say("Somebody has made another database of that name: the services are not started on it.")
         self._write("keeper.json", {"at": _now(), "stage": stage, "swapped": swapped, "commands": done})
 
     def _is_swapped(self, record: t.Mapping[str, t.Any]) -> bool | None:
         """Whether the migrated database has the application's name; names are exchanged in one transaction."""
+        oid = self._live_oid(record)
+        return None if oid is None else bool(oid) and record.get("live_oid") not in (None, oid)
+
+    def _is_ours(self, record: t.Mapping[str, t.Any]) -> bool:
+        """Whether the run knows what has the application's name now; also where that cannot be told."""
+        done = (record.get("swap") or {}).get("done") or {}
+        known = {record.get("live_oid"), record.get("new_oid"), done.get("new_oid")} - {None, 0}
+        oid = self._live_oid(record)
+        return not oid or not known or oid in known
+
+    def _live_oid(self, record: t.Mapping[str, t.Any]) -> int | None:
+        """The object id of what has the application's name, 0 if nothing has; None: the server does not answer."""
         for _attempt in range(20):
             session = Session(self._task["psql"], self._task["environment"])
             answer = session.ask("select oid from pg_database where datname = %s" % _literal(record["database"]))
             session.close()
             if answer is not None:
-                return bool(answer) and record.get("live_oid") is not None and answer != [str(record["live_oid"])]
+                return int(answer[0]) if answer else 0
             time.sleep(3.0)
         return None
 
@@ -257,6 +275,13 @@ class Keeper:
             return {}
 
     def _write(self, name: str, facts: t.Mapping[str, t.Any]) -> None:
+        """Write it down; a disk that is full is no reason to leave the application down."""
+        try:
+            self._write_file(name, facts)
+        except OSError as error:
+            self._say("%s cannot be written: %s" % (name, error))
+
+    def _write_file(self, name: str, facts: t.Mapping[str, t.Any]) -> None:
         path = os.path.join(self._directory, name)
         partial = path + ".partial"
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -270,8 +295,11 @@ class Keeper:
 
     @staticmethod
     def _say(text: str) -> None:
-        sys.stderr.write("%s %s\n" % (_now(), text))
-        sys.stderr.flush()
+        try:
+            sys.stderr.write("%s %s\n" % (_now(), text))
+            sys.stderr.flush()
+        except OSError:
+            pass
 
 
 def _is_alive(place: str, name: str) -> bool:

@@ -124,23 +124,29 @@ def begin(directory: str | None, stage: str, /, **facts: t.Any) -> Record | None
     """
     if directory is None:
         return None
+    require_lock(directory)
     record = Record.read(directory)
-    _require_lock(record)
     record.note(stage, **facts)
     return record
 
 
-def _require_lock(record: Record) -> None:
-    directory, keeper = record.directory, record.facts.get("keeper")
-    if keeper and started(keeper["pid"]) != keeper["started"]:
-        raise StackError(
-            f"The lock of this run is gone: its keeper (process {keeper['pid']}) has ended, so another run may be at "
-            f"work. Nothing more is done. Look into {directory}/keeper.log"
-        )
+def require_lock(directory: str | None) -> None:
+    """Make sure that a run still has its lock, before what must not be done without it; nothing where there is no run.
+
+    :raises StackError: there is no record in `directory`, or the run has lost its lock, or is taken for dead.
+    """
+    if directory is None:
+        return
     if os.path.exists(os.path.join(directory, ENDING)):
         raise StackError(
             "This run was silent for so long (a controller that slept?) that its keeper has taken it for dead and ends "
             f"the outage. Nothing more is done. What it has done: {directory}/{OUTCOME}"
+        )
+    keeper = Record.read(directory).facts.get("keeper")
+    if keeper and started(keeper["pid"]) != keeper["started"]:
+        raise StackError(
+            f"The lock of this run is gone: its keeper (process {keeper['pid']}) has ended, so another run may be at "
+            f"work. Nothing more is done. Look into {directory}/keeper.log"
         )
 
 
@@ -169,17 +175,6 @@ def add(directory: str | None, **facts: t.Any) -> None:
     """
     if directory is not None:
         Record.read(directory).note(**facts)
-
-
-def add_with_lock(directory: str | None, **facts: t.Any) -> None:
-    """The same, but only as long as the run has its lock: before a deed that must not be done without it.
-
-    :raises StackError: there is no record in `directory`, it cannot be written, or the run has lost its lock.
-    """
-    if directory is not None:
-        record = Record.read(directory)
-        _require_lock(record)
-        record.note(**facts)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from ansible.module_utils.alembic_recovery import lock, record
+from ansible.module_utils.alembic_recovery import lock, naming, record
 
 from tests.support.evidence import mode
 from tests.support.fenced import FencedStack, wait_until
@@ -178,6 +178,27 @@ def test_after_the_swap_the_new_database_is_left_in_place_and_opened(stack: Fenc
         stack.database.name: (before[new][0], True), old: (before[stack.database.name][0], False),
     }  # fmt: skip
     assert set(stack.states().values()) <= {"RUNNING", "STARTING"}
+
+
+def test_services_are_not_started_on_a_database_that_somebody_has_made_meanwhile(stack: FencedStack) -> None:
+    """While it is counted, nothing has the application's name."""
+    name, aside = stack.database.name, naming.database(stack.database.name, "aside", stack.run_id)
+    stack.lock(grace=5)
+    stack.run("service_stop")
+    stack.run("pg_fence", state="closed")
+    oid = stack.databases()[name][0]
+    done = stack.swap(keep_as=aside, live_oid=oid, aside_for="counting", run_directory=str(stack.directory))
+    assert done["changed"] is True, done
+    stack.admin(f'create database "{name}"')
+
+    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted", 40)
+
+    try:
+        assert set(stack.states().values()) == {"STOPPED"}
+        assert stack.databases()[aside][0] == oid
+        assert "the services are not started on it" in (stack.directory / "keeper.log").read_text()
+    finally:
+        stack.admin(f'drop database "{name}"', f'alter database "{aside}" rename to "{name}"')
 
 
 @pytest.mark.parametrize("outcome", ["failed", "done"])

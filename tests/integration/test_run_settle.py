@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from ansible.module_utils.alembic_recovery import lock, naming, record
+from ansible.module_utils.alembic_recovery import settle as module_settle
 
 from tests.support.ansible_run import ROOT
 from tests.support.evidence import Witness
@@ -106,6 +107,32 @@ def test_row_54_processes_and_sessions_of_the_dead_run_are_ended(stack: FencedSt
         named.execute("select 1")
     assert stack.lock_holders() == []
     assert status(stack)["action"] == "nothing"
+
+
+def test_row_54_what_the_run_has_done_until_it_was_ended_is_not_forgotten(
+    stack: FencedStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named by a person, it was alive, and exchanged the names just then."""
+    name = stack.database.name
+    stack.lock()
+    stack.run("service_stop")
+    run_module("pg_fence", stack.options(state="closed", run_directory=str(stack.directory)))
+    new, old = stack.copied()
+    before = stack.databases()
+    ended = module_settle.end_processes
+
+    def end_processes(directory: str) -> list[int]:
+        done = stack.swap(replacement=new, keep_as=old, run_directory=str(stack.directory))
+        assert done["changed"] is True, done
+        return ended(directory)
+
+    monkeypatch.setattr(module_settle, "end_processes", end_processes)
+    done = settle(stack, settle=stack.run_id)
+
+    assert (done["action"], done["started"]) == ("finish", ["api", "worker"]), done
+    assert stack.databases() == {name: (before[new][0], True), old: (before[name][0], False)}
+    assert stack.record()["stage"] == "started"
+    assert stack.record()["swap_xid"]
 
 
 def test_a_database_that_somebody_else_has_closed_is_left_alone(stack: FencedStack) -> None:

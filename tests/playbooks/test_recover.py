@@ -25,6 +25,7 @@ STOP, CLOSE = "Stop the services, the last one first", "Close the database, and 
 CLONE, SWAP = "clone | Make a byte-level copy of the closed database", "Exchange the names, all in one transaction"
 MIGRATE, RESTART = "Apply the missing revisions, one by one", "Restart the services in order"
 SETTLE = "settle | Open the database, drop what nobody uses, start the services"
+ASIDE = "count | Put the closed database aside"
 LEAVE, CLOSE_AGAIN = (
     "leave | Stop the services, the last one first",
     "leave | Close the database, and prove that nobody is left in it",
@@ -409,7 +410,7 @@ class TestFailuresInTheMiddle:
         failed = runs.recover(variables={"recovery_rehearse": False})
 
         assert failed.code == 2, failed.text
-        assert failed.changed == [*WHOLE_WAY[:-1], LEAVE, CLOSE_AGAIN, SWAP_BACK, SETTLE]
+        assert failed.changed == [*WHOLE_WAY[:-1], LEAVE, CLOSE_AGAIN, ASIDE, SWAP_BACK, SETTLE]
         after = runs.witness.look()
         assert (after.catalog, after.rows, after.content) == (before.catalog, before.rows, before.content)
         assert runs.witness.versions() == [BROKEN]

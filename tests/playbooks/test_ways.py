@@ -7,10 +7,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from replica.application import BROKEN, ENCODED, HEAD, USER
 from replica.host import HostReplica
@@ -258,3 +260,31 @@ def test_row_31_acceptance_4_of_two_runs_in_the_same_second_one_works_and_one_re
     assert "started by" in refused
     assert "in the stage" in refused
     is_recovered(runs, before)
+
+
+@pytest.mark.thorough
+def test_two_hosts_are_recovered_one_after_the_other(runs: Ways, tmp_path: Path) -> None:
+    """While another host keeps a task waiting, nothing of the run is alive on the first one: its keeper would act."""
+    before = runs.witness.look()
+    other = HostReplica(tmp_path / "other")
+    try:
+        other.up(data=Size(songs=100, rules=100))
+        second = Ways(other)
+        before_there = second.witness.look()
+        first_host, second_host = (one.inventory()["demo"]["hosts"]["demo-server"] for one in (runs.replica, other))
+        hosts = {"first": first_host, "second": {**second_host, "recovery_stack_name": "other"}}
+        inventory = tmp_path / "inventory.yml"
+        inventory.write_text(yaml.safe_dump({"demo": {"hosts": hosts}}))
+
+        confirmed = ["aiproxy@demo", "aiproxy@other"]
+        done = runs.recover(inventory=inventory, variables={"recovery_confirm": confirmed, "recovery_lock_grace": 20})
+
+        assert done.code == 0, done.text
+        is_recovered(runs, before)
+        is_recovered(second, before_there)
+        assert done.run.out.count("PLAY [Recover the database]") == 2
+        logs = [path.read_text() for path in runs.target_state.glob("*/runs/*/keeper.log")]
+        assert len(logs) >= 2
+        assert not [log for log in logs if "is dead" in log]
+    finally:
+        other.down()
