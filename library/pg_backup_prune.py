@@ -13,8 +13,7 @@ description:
     there with the sizes that the manifest says. Before anything is removed, the hashes of those that must stay are
     compared.
   - Removes good backups that are older than O(keep_days) and not among the O(keep) newest good ones. What is not
-    good, or
-    has no manifest, is left alone.
+    good, or has no manifest, is left alone.
 version_added: 0.1.0
 author: The alembic-recovery authors
 options:
@@ -34,6 +33,10 @@ options:
     description: For how many days every backup stays.
     type: int
     default: 7
+  run_directory:
+    description: The directory of the run on the target, where it signs in while it works; comparing hashes of large
+      backups takes its time.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -81,7 +84,7 @@ problems:
 import datetime
 import typing as t
 
-from ansible.module_utils.alembic_recovery import retention
+from ansible.module_utils.alembic_recovery import record, retention
 from ansible.module_utils.alembic_recovery.errors import RecoveryError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -90,6 +93,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "database_name": {"type": "str", "required": True},
     "keep": {"type": "int", "default": 3},
     "keep_days": {"type": "int", "default": 7},
+    "run_directory": {"type": "path"},
 }
 
 
@@ -119,7 +123,8 @@ def main() -> None:
     """Run the module: options in, result or one clear failure out."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        result = execute(module)
+        with record.presence(module.params["run_directory"]):
+            result = execute(module)
     except (RecoveryError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -13,8 +13,8 @@ description:
     as the run is alive. A second run is refused at once, whatever controller it comes from, and is told who the first
     one is.
   - Makes O(run_directory) with the run's record, its audit, and the page for emergencies (C(BREAK-GLASS.txt)).
-  - The keeper ends the outage if the run dies in it. It opens the database and starts the services; once the names
-    have been exchanged, it only starts the services.
+  - The keeper ends the outage if the run dies in it. It opens the database that has the application's name, which is
+    the migrated one once the names have been exchanged, and starts the services.
 version_added: 0.1.0
 author: The alembic-recovery authors
 extends_documentation_fragment: [stack, stack.database, stack.services]

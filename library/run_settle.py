@@ -10,8 +10,8 @@ module: run_settle
 short_description: Bring what a run has left to a good end
 description:
   - Ends the processes, containers and sessions of a run; gives the application's database its name back and opens it;
-    drops clones and copies that nobody uses; starts the services that do not run, with their restart policies as they
-    were; removes a backup that was not finished. Only what M(run_status) has found and named.
+    starts the services that do not run, with their restart policies as they were; drops clones and copies that nobody
+    uses; removes a backup that was not finished. Only what M(run_status) has found and named.
   - Where the names of the databases have been exchanged already, the migrated database stays, and the services are
     started on it.
 version_added: 0.1.0

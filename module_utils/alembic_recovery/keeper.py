@@ -6,7 +6,7 @@ but the standard library, Python 3.8 and psql. It outlives the tasks of the run 
 - It holds an advisory lock in the maintenance database as long as a process of the run is alive, or was within the
   last `grace` seconds. The lock goes with its session; where the server can, it ends a session that says nothing.
 - If the run is dead while the application is down, it runs the commands of the page for emergencies: it opens the
-  database and starts the services; or, if the names have been exchanged already, it only starts the services.
+  database that has the application's name, and starts the services.
 
 It is given one JSON object on standard input: `directory`, `psql` (argument list, with the connection's options),
 `environment` (for psql), `lock` (two numbers), `who` (for others to read), `grace` (seconds), and the stages in which

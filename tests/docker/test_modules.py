@@ -17,7 +17,7 @@ import pytest
 
 from replica.application import BROKEN, DATABASE, ENCODED, HEAD, USER
 from replica.expect import UNENCODED
-from tests.docker.observation import one_offs
+from tests.docker.observation import ask, one_offs
 from tests.docker.production import BESIDE, MARKER, PASSWORD, Production
 from tests.docker.watch import watch
 from tests.support.modules import run_module
@@ -328,6 +328,39 @@ def test_s02_the_lock_is_taken_where_the_socket_asks_for_a_password_and_nobody_s
     page = Path(done["page"]).read_text()
     assert MARKER not in page
     assert "PGPASSWORD" not in page, "nothing has to be done"
+
+
+def test_the_outage_of_containers_ends_without_anybody_when_the_run_is_dead(
+    production: Production, tmp_path: Path
+) -> None:
+    """The keeper runs what the page says: `docker exec`, `docker update`, `docker start`."""
+    replica, run_id = production.replica, production.run_id("outage")
+    stack = production.variables()["recovery_stack"]
+    there = {"run_id": run_id, "run_directory": str(tmp_path / "runs" / run_id)}
+    both = {"database": stack["database"], "services": stack["services"], **there}
+    taken = run_module("recovery_lock", {**both, "grace": 8})
+    assert taken.get("changed") is True, taken
+    stopped = run_module("service_stop", {"services": stack["services"], **there})
+    assert len(stopped["stopped"]) == 2, stopped
+    closed = run_module("pg_fence", {**both, "state": "closed"})
+    assert closed.get("changed") is True, closed
+
+    def states() -> list[tuple[str, str]]:
+        containers = [replica.container(name) for name in ("aiproxysrv", "celery-worker")]
+        return [(one.attrs["HostConfig"]["RestartPolicy"]["Name"], one.attrs["State"]["Status"]) for one in containers]
+
+    assert states() == [("no", "exited")] * 2
+    page = Path(taken["page"]).read_text()
+    assert f"docker start {replica.name('aiproxysrv')}" in page
+    deadline = time.monotonic() + 60
+    while not (Path(there["run_directory"]) / "keeper.json").exists():
+        assert time.monotonic() < deadline, "the keeper has not acted"
+        time.sleep(0.5)
+
+    did = json.loads((Path(there["run_directory"]) / "keeper.json").read_text())
+    assert [step["rc"] for step in did["commands"]] == [0] * len(did["commands"]) != [], did
+    assert states() == [("unless-stopped", "running")] * 2
+    assert ask(replica, f"select datallowconn from pg_database where datname = '{DATABASE}'", "postgres") == "t"
 
 
 def test_pg_backup_says_which_key_to_set_where_the_password_is_wrong(strict: Production, tmp_path: Path) -> None:

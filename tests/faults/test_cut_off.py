@@ -20,14 +20,14 @@ import psutil
 import pytest
 import yaml
 
-from replica.application import HEAD, USER
+from replica.application import HEAD
 from replica.host import HostReplica
 from replica.seed import Size
 from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
 from tests.support.evidence import Seen
-from tests.support.host_runs import HostRuns, Outcome
+from tests.support.host_runs import BreakableRuns, Outcome
 from tests.support.modules import run_module
 from tests.support.songs import assert_only_the_revisions_have_changed_it
 
@@ -56,33 +56,10 @@ GRACE = 20
 SLOW = '    op.execute("select pg_sleep(2)")\n'
 
 
-class CutOffRuns(HostRuns):
-    """Runs on a host replica that can be broken again; whether they rehearse is a matter of time."""
+class CutOffRuns(BreakableRuns):
+    """Runs that are killed; whether they rehearse is a matter of time."""
 
     rehearse = False
-
-    def keep(self) -> None:
-        """Keep the database as it is now."""
-        self.replica.supervisorctl("stop", "all")
-        self.witness.wait_until_alone()
-        self.replica.postgres.create_database("as_it_was_made", USER, "aiproxy")
-        self.replica.supervisorctl("start", "all")
-
-    def reset(self) -> None:
-        """Make the database and the services as they were kept."""
-        postgres = self.replica.postgres
-        self.replica.supervisorctl("stop", "all")
-        for (name,) in self.server("select datname from pg_database where datname ~ '^aiproxy'"):
-            postgres.drop_database(name)
-        postgres.create_database("aiproxy", USER, "as_it_was_made")
-        self.replica.supervisorctl("start", "all")
-
-    def server(self, statement: str) -> list[tuple[Any, ...]]:
-        """Ask the server, not the application's database: it may be closed."""
-        import psycopg
-
-        with psycopg.connect(self.replica.postgres.conninfo(), autocommit=True) as connection:
-            return connection.execute(statement.encode()).fetchall()
 
     def begin(self) -> subprocess.Popen[str]:
         """Start recover.yml, confirmed."""
@@ -156,26 +133,41 @@ def controllers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def kill(runs: CutOffRuns, victim: str, process: subprocess.Popen[str], record: dict[str, Any]) -> None:
-    """Kill it as the kernel does."""
+    """Kill it as the kernel does; that there was something to be killed is made sure."""
     if victim == "controller":
-        for one in controllers(process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+        assert kill_all(controllers(process))
     elif victim == "module":
-        for path in (record["directory"] / "alive").iterdir():
-            with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-                psutil.Process(int(path.name)).kill()
+        # Between two modules there is none.
+        wait_until(lambda: kill_all(modules(record)) or process.poll() is not None, "a module to be killed", 60)
     elif victim == "backend":
         pids = runs.server(
             "select pid from pg_stat_activity where pid <> pg_backend_pid() and application_name like "
             "'alembic-recovery%' order by application_name like '%:lock'"
         )
-        for (pid,) in pids[:1]:
-            psutil.Process(pid).kill()
+        assert kill_all([psutil.Process(pid) for (pid,) in pids[:1]])
         wait_until(lambda: answers(runs), "PostgreSQL after its crash")
     else:
         runs.replica.postgres.stop("immediate")
         runs.replica.postgres.start()
+
+
+def modules(record: dict[str, Any]) -> list[psutil.Process]:
+    """The processes of the run that have signed in on the target."""
+    found = []
+    for path in (record["directory"] / "alive").iterdir():
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+            found.append(psutil.Process(int(path.name)))
+    return found
+
+
+def kill_all(processes: list[psutil.Process]) -> int:
+    """Kill them; how many there were still."""
+    killed = 0
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+            killed += 1
+    return killed
 
 
 def answers(runs: CutOffRuns) -> bool:

@@ -55,28 +55,45 @@ def test_row_46_whoever_is_in_the_clone_is_ended_and_nothing_is_half_renamed(sta
     assert set(stack.databases()) == {name, new}
 
 
-def test_row_48_killed_between_the_two_renames_nothing_is_renamed(stack: FencedStack) -> None:
-    """The transaction of `swap.carry_out`, held after its first rename by a statement that takes its time."""
-    new, old = stack.copied()
-    before = stack.databases()
-    run_module("pg_fence", stack.options(state="closed"))
-    script = (
-        "import psycopg, sys\n"
-        f"c = psycopg.connect({stack.database.server.conninfo()!r})\n"
-        f'c.execute(\'alter database "{stack.database.name}" rename to "{old}"\')\n'
-        "print('renamed', flush=True)\n"
-        "c.execute('select pg_sleep(4)')\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "renamed\n"
-    child.kill()
-    child.wait()
+_KILLED = """
+import json, os, signal, sys
+from tests import conftest
+from tests.support.modules import run_module
+from ansible.module_utils.alembic_recovery import {module}
+deed = {module}.{function}
+def and_dies(*given, **named):
+    {before}
+    os.kill(os.getpid(), signal.SIGKILL)
+{module}.{function} = and_dies
+run_module("pg_swap", json.load(sys.stdin))
+"""
+# What is noted last before the commit, when both names are exchanged in the transaction.
+KILLED_BEFORE_THE_COMMIT = _KILLED.format(module="record", function="add", before="")
+KILLED_AFTER_THE_COMMIT = _KILLED.format(module="swap", function="carry_out", before="deed(*given, **named)")
 
-    assert {name: oid for name, (oid, _open) in stack.databases().items()} == {
-        name: oid for name, (oid, _open) in before.items()
-    }
-    # Its session ends with its statement: nobody has told the server that the client is gone.
+
+def killed_swap(stack: FencedStack, program: str, **more: Any) -> None:
+    """Run pg_swap in a process of its own, which kills itself on the way; and the keeper with it."""
+    options = stack.options(run_directory=str(stack.directory), **more)
+    del options["services"]
+    killed = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(options), text=True, cwd=ROOT, check=False
+    )
+    for pid in lock.keeper_pids(str(stack.directory)):
+        os.kill(pid, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_row_48_killed_between_the_renames_and_the_commit_nothing_is_renamed(stack: FencedStack) -> None:
+    new, old = stack.copied()
+    stack.lock()
+    run_module("pg_fence", stack.options(state="closed", run_directory=str(stack.directory)))
+    before = stack.databases()
+
+    killed_swap(stack, KILLED_BEFORE_THE_COMMIT, replacement=new, keep_as=old, live_oid=before[stack.database.name][0])
+
+    assert stack.databases() == before
+    assert stack.record()["stage"] == "swapping"
     wait_until(lambda: "changed" in stack.swap(replacement=new, keep_as=old), "the names are exchanged")
     assert stack.databases()[stack.database.name][0] == before[new][0]
 
@@ -173,20 +190,6 @@ def test_a_run_whose_keeper_ends_the_outage_exchanges_nothing(stack: FencedStack
     assert stack.databases() == before
 
 
-_KILLED_AFTER_THE_COMMIT = """
-import json, os, signal, sys
-from tests import conftest
-from tests.support.modules import run_module
-from ansible.module_utils.alembic_recovery import swap
-exchange = swap.carry_out
-def carry_out(*given):
-    exchange(*given)
-    os.kill(os.getpid(), signal.SIGKILL)
-swap.carry_out = carry_out
-run_module("pg_swap", json.load(sys.stdin))
-"""
-
-
 def test_row_48_killed_after_the_commit_the_way_back_is_not_lost(stack: FencedStack) -> None:
     """Before the swap was written down: the next run completes the record, and what was written since is counted."""
     name = stack.database.name
@@ -196,20 +199,9 @@ def test_row_48_killed_after_the_commit_the_way_back_is_not_lost(stack: FencedSt
     run_module("pg_fence", stack.options(state="closed", run_directory=str(stack.directory)))
     before = stack.databases()
     counts = Witness(stack.database.server.conninfo(new)).look().rows
-    options = stack.options(
-        replacement=new,
-        keep_as=old,
-        live_oid=before[name][0],
-        run_directory=str(stack.directory),
-        row_counts={f"public.{table}": rows for table, rows in counts.items()},
-    )
-    del options["services"]
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED_AFTER_THE_COMMIT], input=json.dumps(options), text=True, cwd=ROOT, check=False
-    )
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    row_counts = {f"public.{table}": rows for table, rows in counts.items()}
+    names = {"replacement": new, "keep_as": old, "live_oid": before[name][0]}
+    killed_swap(stack, KILLED_AFTER_THE_COMMIT, row_counts=row_counts, **names)
     assert stack.databases() == {name: (before[new][0], True), old: (before[name][0], False)}
     assert stack.record()["stage"] == "swapping"
     assert "swap_xid" not in stack.record()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -59,8 +61,11 @@ def test_row_31_a_second_run_is_refused_and_told_who_the_first_one_is(stack: Fen
     second = FencedStack(stack.database, stack.supervised, stack.runs.parent / "elsewhere")
 
     for check in (True, False):
+        began = time.monotonic()
         refused = second.lock(check=check)
+        assert time.monotonic() - began < 5
         assert refused["failed"] is True
+        assert f"at work since {datetime.datetime.now(datetime.UTC):%Y-%m-%d}" in refused["msg"]
         assert f"run {stack.run_id}, started by anna from laptop" in refused["msg"]
         assert "now in the stage locked" in refused["msg"]
         assert "Nothing was touched" in refused["msg"]

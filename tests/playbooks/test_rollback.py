@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from replica.application import BROKEN, ENCODED, HEAD
 from replica.host import HostReplica
@@ -290,9 +291,24 @@ class TestDowngrade:
         lossy = runs.rollback(**after)
         self.note(record, "lossless")
         planned = runs.rollback(check=True, **after)
+        # The old code is deployed already; the newer one, beside it, has the revisions.
+        inventory = yaml.safe_load(runs.replica.inventory_file.read_text())
+        inventory["demo"]["hosts"]["demo-server"]["recovery_stack"]["app"]["workdir"] = str(older)
+        deployed = runs.replica.directory / "deployed.yml"
+        deployed.write_text(yaml.safe_dump(inventory))
+        down = {"rollback_code_down": {"workdir": str(runs.replica.application)}, "rollback_way": "downgrade"}
+        from_deployed = runs.play(
+            "--check",
+            playbook="playbooks/rollback.yml",
+            inventory=deployed,
+            variables={"recovery_confirm": "aiproxy@demo", **down},
+        )
         migrated = runs.witness.look()
         done = runs.rollback(**after)
 
+        assert from_deployed.code == 0, from_deployed.text
+        assert "Choice: downgrade" in from_deployed.words
+        assert "Deploy the one whose head" not in from_deployed.words
         assert running.code == unrehearsed.code == lossy.code == 2
         assert f"The code that will run afterwards knows more than {BROKEN}" in running.failure
         assert "Rehearse it first" in unrehearsed.failure

@@ -20,7 +20,7 @@ from replica.seed import Size
 from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
-from tests.support.host_runs import HostRuns, Outcome
+from tests.support.host_runs import BreakableRuns, Outcome
 from tests.support.songs import assert_only_the_revisions_have_changed_it
 
 pytestmark = [pytest.mark.xdist_group("ways"), pytest.mark.slow]
@@ -28,14 +28,8 @@ pytestmark = [pytest.mark.xdist_group("ways"), pytest.mark.slow]
 ROUNDS = 10 if os.environ.get("EVERY_PAIR") else 1
 
 
-class Ways(HostRuns):
-    """Runs on a replica that can be broken again."""
-
-    def server(self, statement: str) -> list[tuple[Any, ...]]:
-        """Ask the server, not the application's database."""
-        with psycopg.connect(self.replica.postgres.conninfo(), autocommit=True) as connection:
-            answer = connection.execute(statement.encode())
-            return answer.fetchall() if answer.description else []
+class Ways(BreakableRuns):
+    """Runs beside clients that are none of the services."""
 
     def client(self, name: str) -> psycopg.Connection[Any]:
         """A client that is none of the services."""
@@ -46,25 +40,6 @@ class Ways(HostRuns):
             password=self.replica.password,
             application_name=name,
         )
-
-    def databases(self) -> list[tuple[Any, ...]]:
-        """Names of the application's databases, and whether they are open."""
-        return self.server("select datname, datallowconn from pg_database where datname ~ '^aiproxy' order by 1")
-
-    def keep(self) -> None:
-        """Keep the database as it is now."""
-        self.replica.supervisorctl("stop", "all")
-        self.witness.wait_until_alone()
-        self.replica.postgres.create_database("as_it_was_made", USER, "aiproxy")
-        self.replica.supervisorctl("start", "all")
-
-    def reset(self) -> None:
-        """Make the database and the services as they were kept."""
-        self.replica.supervisorctl("stop", "all")
-        for name, _open in self.databases():
-            self.replica.postgres.drop_database(name)
-        self.replica.postgres.create_database("aiproxy", USER, "as_it_was_made")
-        self.replica.supervisorctl("start", "all")
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +201,32 @@ def test_row_46_a_client_that_nobody_described_stops_the_run_and_the_application
     after = runs.witness.look()
     assert (after.catalog, after.rows, after.content) == (before.catalog, before.rows, before.content)
     assert runs.databases() == [("aiproxy", True)]
-    assert {"api", "worker"} <= {line.split()[0] for line in runs.replica.supervisorctl("status").stdout.splitlines()
-                                 if "RUNNING" in line or "STARTING" in line}  # fmt: skip
+    assert runs.running() >= {"api", "worker"}
 
     with runs.client("a report"):
         done = quickly(runs, recovery_known_clients=["a report/aiuser"])
     assert done.code == 0, done.text
     is_recovered(runs, before)
+
+
+def test_row_42_an_outage_that_is_longer_than_the_budget_stops_before_the_fence(runs: Ways) -> None:
+    """And rehearse.yml in check mode, beside which this is what it would find."""
+    before = runs.look()
+    checked = runs.play("--check", playbook="playbooks/rehearse.yml")
+    assert (checked.code, checked.changed) == (0, []), checked.text
+    assert runs.look() == before
+
+    stopped = runs.recover(variables={"recovery_outage_budget": 1})
+
+    assert stopped.code == 2, stopped.text
+    assert "s is to be expected, acceptable are 1 s. The application was not stopped." in stopped.failure
+    assert "-e recovery_outage_budget=" in stopped.failure
+    after = runs.look()
+    assert after.processes == before.processes
+    assert runs.databases() == [("aiproxy", True)]
+    assert (after.database.catalog, after.database.rows, after.database.content) == (
+        before.database.catalog, before.database.rows, before.database.content,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))

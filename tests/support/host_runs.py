@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from psycopg import sql
 
-from replica.application import DATABASE
+from replica.application import DATABASE, USER
 from replica.host import HostReplica
 from tests.support.ansible_run import ROOT, Run, run_playbook
 from tests.support.evidence import Seen, Witness, files, started
@@ -180,3 +181,37 @@ class HostRuns:
     def backups(self, side: Path) -> list[Path]:
         """The files of backups on one side, `target_state` or `controller_state`."""
         return sorted((side / "demo" / "backups").glob("*"))
+
+
+class BreakableRuns(HostRuns):
+    """Runs on a replica that can be broken again."""
+
+    def server(self, statement: str) -> list[tuple[Any, ...]]:
+        """Ask the server, not the application's database: it may be closed."""
+        with psycopg.connect(self.replica.postgres.conninfo(), autocommit=True) as connection:
+            answer = connection.execute(statement.encode())
+            return answer.fetchall() if answer.description else []
+
+    def databases(self) -> list[tuple[Any, ...]]:
+        """Names of the application's databases, and whether they are open."""
+        return self.server("select datname, datallowconn from pg_database where datname ~ '^aiproxy' order by 1")
+
+    def running(self) -> set[str]:
+        """The services that run, or are just being started."""
+        lines = self.replica.supervisorctl("status").stdout.splitlines()
+        return {line.split()[0] for line in lines if "RUNNING" in line or "STARTING" in line}
+
+    def keep(self) -> None:
+        """Keep the database as it is now."""
+        self.replica.supervisorctl("stop", "all")
+        self.witness.wait_until_alone()
+        self.replica.postgres.create_database("as_it_was_made", USER, DATABASE)
+        self.replica.supervisorctl("start", "all")
+
+    def reset(self) -> None:
+        """Make the database and the services as they were kept."""
+        self.replica.supervisorctl("stop", "all")
+        for name, _open in self.databases():
+            self.replica.postgres.drop_database(name)
+        self.replica.postgres.create_database(DATABASE, USER, "as_it_was_made")
+        self.replica.supervisorctl("start", "all")
