@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from replica.application import BROKEN
+from replica.application import BROKEN, HEAD
 from replica.host import HostReplica
 from replica.seed import Size
 from tests.support.evidence import Seen
 from tests.support.host_runs import BreakableRuns
-from tests.support.stacks import Deployment
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.xdist_group("broken revisions")]
 
-NEW = "aaaa00000001"
 CHANGED = "op.execute(\"update songs set title = 'lost'\")\n"
 FOR_REAL = "current_database() not like '%_scratch_%'"
 #: What the upgrade does, and what is said of it.
@@ -84,16 +83,25 @@ def is_as_before(runs: BreakableRuns, before: Seen) -> None:
     assert runs.running() >= {"api", "worker"}
 
 
-def broken(runs: BreakableRuns, body: str) -> Path:
-    return Deployment(runs.replica.application).add(NEW, body)
+@contextlib.contextmanager
+def broken(runs: BreakableRuns, body: str) -> Iterator[None]:
+    """The last revision does this in the end."""
+    file = next((runs.replica.application / "src/alembic/versions").glob(f"{HEAD}_*.py"))
+    good = file.read_text()
+    assert good.count("\n\n\ndef downgrade") == 1
+    more = textwrap.indent(textwrap.dedent(body), "    ")
+    file.write_text(good.replace("\n\n\ndef downgrade", f"\n{more}\n\n\ndef downgrade"))
+    try:
+        yield
+    finally:
+        file.write_text(good)
 
 
 @pytest.mark.parametrize("kind", DETERMINISTIC)
 def test_it_is_found_by_the_rehearsal_and_without_one_on_the_clone(runs: BreakableRuns, kind: str) -> None:
     body, words = DETERMINISTIC[kind]
     before, processes = runs.witness.look(), runs.processes()
-    file = broken(runs, body)
-    try:
+    with broken(runs, body):
         found = runs.recover()
         assert found.code == 2, found.text
         assert words in found.failure
@@ -106,21 +114,16 @@ def test_it_is_found_by_the_rehearsal_and_without_one_on_the_clone(runs: Breakab
         assert words in failed.failure
         assert "Taken back: the database is open again as it was before" in failed.failure
         is_as_before(runs, before)
-    finally:
-        file.unlink()
 
 
 @pytest.mark.parametrize("kind", ONLY_FOR_REAL)
 def test_what_only_the_real_run_shows_is_taken_back(runs: BreakableRuns, kind: str) -> None:
     body, variables, words = ONLY_FOR_REAL[kind]
     before = runs.witness.look()
-    file = broken(runs, body)
-    try:
+    with broken(runs, body):
         failed = runs.recover(variables=variables)
         assert failed.code == 2, failed.text
         assert "Apply the missing revisions, one by one" in failed.failure, "the rehearsal has found it"
         assert words in failed.failure
         assert "Taken back: the database is open again as it was before" in failed.failure
         is_as_before(runs, before)
-    finally:
-        file.unlink()

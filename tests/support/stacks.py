@@ -78,8 +78,8 @@ class Deployment:
     """A copy of the application whose revisions and env.py a test may change."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` must not be there yet; or it has the application already."""
-        self.directory = directory if directory.exists() else application.copy_to(directory)
+        """`directory` must not be there yet."""
+        self.directory = application.copy_to(directory)
         self.versions = directory / "src" / "alembic" / "versions"
         self.env = directory / "src" / "alembic" / "env.py"
 
