@@ -112,7 +112,7 @@ def begin(places: arguments.Places, params: t.Mapping[str, t.Any], wish: swap.Wi
     aside_for = params["aside_for"]
     facts: dict[str, t.Any] = {"live": wish.live, "swap": {"keep_as": wish.keep_as, "replacement": wish.replacement}}
     if params["run_directory"] and (aside_for or params["behind"]):
-        psql = psql_argv(places, params)
+        psql = emergency.maintenance_psql(places, params["database"])
         commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
         if aside_for:
             commands["open"] = emergency.open_commands(psql, wish.live, wish.keep_as)
@@ -130,14 +130,10 @@ def no_longer_aside(places: arguments.Places, params: t.Mapping[str, t.Any]) -> 
     if not (params["run_directory"] and params["aside"]):
         return {}
     commands = dict(record.Record.read(params["run_directory"]).facts["commands"])
-    opening = emergency.open_commands(psql_argv(places, params), params["database"]["name"], None)
+    opening = emergency.open_commands(
+        emergency.maintenance_psql(places, params["database"]), params["database"]["name"], None
+    )
     return {"aside": None, "commands": {**commands, "open": opening}}
-
-
-def psql_argv(places: arguments.Places, params: t.Mapping[str, t.Any]) -> list[str]:
-    """The command line of a psql in the maintenance database, for people and for the keeper."""
-    login = places.admin_login(params["database"]["maintenance_db"])
-    return emergency.psql_argv(login, places.database_runtime(), params["database"]["bin_dir"])
 
 
 def names_to_keep(params: t.Mapping[str, t.Any]) -> list[str]:

@@ -128,7 +128,7 @@ def first_facts(places: arguments.Places, params: t.Mapping[str, t.Any], live_oi
     services = places.services()
     policies = {service.name: policy for service in services if (policy := service.policy()) is not None}
     login = places.admin_login(params["database"]["maintenance_db"])
-    psql = emergency.psql_argv(login, places.database_runtime(), params["database"]["bin_dir"])
+    psql = emergency.maintenance_psql(places, params["database"])
     name = params["database"]["name"]
     return {
         **{word: params[word] for word in ("run_id", "stack", "operator", "controller")},
@@ -153,7 +153,7 @@ def take(places: arguments.Places, params: t.Mapping[str, t.Any]) -> lock.Holder
     record.Record.start(directory, **first_facts(places, params, oid[0]["oid"] if oid else 0))
     who = {word: params[word] for word in ("run_id", "operator", "controller")}
     environment = {"PGAPPNAME": lock.session_name(run_id), "PGCONNECT_TIMEOUT": "10", **login.secrets()}
-    psql = emergency.psql_argv(login, places.database_runtime(), params["database"]["bin_dir"], "--no-password")
+    psql = emergency.maintenance_psql(places, params["database"], "--no-password")
     try:
         with record.presence(directory):
             held = lock.start_keeper(directory, psql, environment, {**who, "database": name}, grace=params["grace"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ansible.module_utils.alembic_recovery import naming, postgres, sql
+from ansible.module_utils.alembic_recovery import arguments, naming, postgres, sql
 from ansible.module_utils.alembic_recovery.runtime import DockerRuntime, Runtime
 from ansible.module_utils.alembic_recovery.services import Service
 
@@ -24,6 +24,16 @@ def psql_argv(login: postgres.Login, runtime: Runtime, bin_dir: str | None, *opt
             *words,
         ]
     return [postgres.find_program("psql", bin_dir), *words]
+
+
+def maintenance_psql(places: arguments.Places, database: t.Mapping[str, t.Any], *options: str) -> list[str]:
+    """The same in the maintenance database, as whoever may rename and close.
+
+    :param database: the option `database` of a module.
+    """
+    return psql_argv(
+        places.admin_login(database["maintenance_db"]), places.database_runtime(), database["bin_dir"], *options
+    )
 
 
 def _plain(options: t.Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import io
 import json
@@ -256,23 +257,36 @@ def test_a_killed_one_off_leaves_no_session_and_the_message_says_where_the_datab
 # -- a server that trusts nobody -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def strict(production: Production) -> Iterator[Production]:
-    """PostgreSQL asks for a password on the container's own loopback, too; not on its socket."""
-    change = "sed -i -E 's/^(host .*) trust$/\\1 scram-sha-256/' /var/lib/postgresql/data/pg_hba.conf"
-    undo = "cp /tmp/pg_hba.conf /var/lib/postgresql/data/pg_hba.conf"
+@contextlib.contextmanager
+def asking(production: Production, kind: str) -> Iterator[Production]:
+    """PostgreSQL asks for a password on connections of a kind of pg_hba.conf: `host` or `local`."""
+    file = "/var/lib/postgresql/data/pg_hba.conf"
+    change = f"sed -i -E 's/^({kind} .*) trust$/\\1 scram-sha-256/' {file}"
     try:
-        shell(production, f"cp /var/lib/postgresql/data/pg_hba.conf /tmp/pg_hba.conf && {change}")
-        production.replica.query("select pg_reload_conf()")
+        shell(production, f"cp {file} /tmp/pg_hba.conf && {change} && kill -HUP 1")
         yield production
     finally:
-        shell(production, undo)
-        production.replica.query("select pg_reload_conf()")
+        shell(production, f"cp /tmp/pg_hba.conf {file} && kill -HUP 1")
+        production.wait_for_database()
 
 
 def shell(production: Production, script: str) -> None:
     done = production.replica.execute("postgres", ["bash", "-c", script])
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def strict(production: Production) -> Iterator[Production]:
+    """PostgreSQL asks for a password on the container's own loopback, too; not on its socket."""
+    with asking(production, "host"):
+        yield production
+
+
+@pytest.fixture
+def strict_socket(production: Production) -> Iterator[Production]:
+    """PostgreSQL asks for a password on its socket."""
+    with asking(production, "local"):
+        yield production
 
 
 def test_s02_pg_backup_takes_the_password_that_the_server_was_given_and_shows_it_to_nobody(
@@ -292,19 +306,6 @@ def test_s02_pg_backup_takes_the_password_that_the_server_was_given_and_shows_it
     assert MARKER not in json.dumps(started.execs)
     assert MARKER not in json.dumps(done)
     assert any("pg_dump" in words for words in started.programs(backup["Id"]))
-
-
-@pytest.fixture
-def strict_socket(production: Production) -> Iterator[Production]:
-    """PostgreSQL asks for a password on its socket."""
-    change = "sed -i -E 's/^(local .*) trust$/\\1 scram-sha-256/' /var/lib/postgresql/data/pg_hba.conf"
-    undo = "cp /tmp/pg_hba.conf /var/lib/postgresql/data/pg_hba.conf && kill -HUP 1"
-    try:
-        shell(production, f"cp /var/lib/postgresql/data/pg_hba.conf /tmp/pg_hba.conf && {change} && kill -HUP 1")
-        yield production
-    finally:
-        shell(production, undo)
-        production.wait_for_database()
 
 
 def test_s02_the_lock_is_taken_where_the_socket_asks_for_a_password_and_nobody_sees_it(

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from replica.application import BROKEN, HEAD
-from replica.host import HostReplica
-from replica.seed import Size
 from tests.support.evidence import Seen
-from tests.support.host_runs import BreakableRuns
+from tests.support.host_runs import BreakableRuns, kept
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.xdist_group("broken revisions")]
 
@@ -59,14 +57,8 @@ ONLY_FOR_REAL: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BreakableRuns]:
-    replica = HostReplica(tmp_path_factory.mktemp("broken") / "replica")
-    try:
-        replica.up(data=Size(songs=100, rules=100))
-        runs = BreakableRuns(replica)
-        runs.keep()
+    with kept(tmp_path_factory.mktemp("broken"), BreakableRuns) as runs:
         yield runs
-    finally:
-        replica.down()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from replica.seed import Size
 from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
-from tests.support.host_runs import BreakableRuns, Outcome
+from tests.support.host_runs import BreakableRuns, Outcome, kept
 from tests.support.songs import assert_only_the_revisions_have_changed_it
 
 pytestmark = [pytest.mark.xdist_group("ways"), pytest.mark.slow]
@@ -44,14 +44,8 @@ class Ways(BreakableRuns):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    replica = HostReplica(tmp_path_factory.mktemp("ways") / "replica")
-    try:
-        replica.up(data=Size(songs=100, rules=100))
-        runs = Ways(replica)
-        runs.keep()
+    with kept(tmp_path_factory.mktemp("ways"), Ways) as runs:
         yield runs
-    finally:
-        replica.down()
 
 
 @pytest.fixture

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from replica.application import DATABASE, USER
 from replica.host import HostReplica
+from replica.seed import Size
 from tests.support.ansible_run import ROOT, Run, run_playbook
 from tests.support.evidence import Seen, Witness, files, started
 
 # What the replica's own processes write all the time; everything else must stay as it is while nobody acts.
 _ALIVE = ("database", "logs", "broker", "control", "results", "worker.alive", "__pycache__", "records")
+_Breakable = TypeVar("_Breakable", bound="BreakableRuns")
 MODULES = {path.stem for path in (ROOT / "library").glob("*.py")}
 
 
@@ -215,3 +219,16 @@ class BreakableRuns(HostRuns):
             self.replica.postgres.drop_database(name)
         self.replica.postgres.create_database(DATABASE, USER, "as_it_was_made")
         self.replica.supervisorctl("start", "all")
+
+
+@contextlib.contextmanager
+def kept(directory: Path, kind: type[_Breakable]) -> Iterator[_Breakable]:
+    """A small replica as on 2025-10-21, kept so that `reset` makes it so again; it goes in the end."""
+    replica = HostReplica(directory / "replica")
+    try:
+        replica.up(data=Size(songs=100, rules=100))
+        runs = kind(replica)
+        runs.keep()
+        yield runs
+    finally:
+        replica.down()
