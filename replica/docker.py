@@ -22,6 +22,7 @@ from docker.models.containers import Container
 
 from replica import application, certificates, images, seed
 from replica.application import DATABASE, USER, State
+from replica.engine import containers
 from replica.errors import ReplicaError
 from replica.expect import expectation
 from replica.host import add_up_options, dump_inventory, size_of
@@ -178,7 +179,7 @@ class DockerReplica:
         Raises:
             ReplicaError: Something else hangs on the network or the volume.
         """
-        for container in self.client.containers.list(all=True, filters={"label": f"{OWNER}={self.prefix}"}):
+        for container in containers(self.client, label=f"{OWNER}={self.prefix}"):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True, v=True)
         for kind, name in ((self.client.networks, self.network), (self.client.volumes, self.volume)):

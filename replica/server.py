@@ -20,6 +20,7 @@ from docker.models.containers import Container
 
 from replica import images
 from replica.docker import PREFIX, DockerReplica
+from replica.engine import containers
 from replica.errors import ReplicaError, checked
 from replica.host import dump_inventory
 
@@ -113,7 +114,7 @@ class Server:
     def down(self) -> None:
         """Remove container, backups and files; nothing happens if there is no such server."""
         client, mine = self.replica.client, {"label": f"{OWNER}={self.replica.prefix}"}
-        for container in client.containers.list(all=True, filters=mine):
+        for container in containers(client, **mine):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True)
         for volume in client.volumes.list(filters=mine):

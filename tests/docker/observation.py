@@ -17,6 +17,7 @@ import docker.errors
 
 from replica.application import DATABASE, USER
 from replica.docker import SERVICES, DockerReplica
+from replica.engine import containers
 from replica.server import Server
 
 ONE_OFF_LABEL = "alembic-recovery.run"
@@ -137,7 +138,7 @@ def engine(replica: DockerReplica) -> dict[str, Any]:
         removed).
     """
     seen = {service: replica.container(service) for service in SERVICES}
-    containers = {
+    state = {
         service: {
             "id": container.id,
             "image": container.attrs["Image"],
@@ -149,9 +150,9 @@ def engine(replica: DockerReplica) -> dict[str, Any]:
         for service, container in seen.items()
     }
     changed = {service: _changes(container) for service, container in seen.items()}
-    for container in replica.client.containers.list(filters={"name": f"^{Server(replica).name}$"}):
+    for container in containers(replica.client, name=f"^{Server(replica).name}$", status="running"):
         changed["server"] = [path for path in _changes(container) if path not in _OF_LOGINS]
-    return {"containers": containers, "changed_files": changed, "one_offs": one_offs(replica)}
+    return {"containers": state, "changed_files": changed, "one_offs": one_offs(replica)}
 
 
 def one_offs(replica: DockerReplica) -> list[str]:
@@ -163,12 +164,12 @@ def one_offs(replica: DockerReplica) -> list[str]:
     networks = [str(network.name) for network in client.networks.list(filters={"label": mine})]
     volumes = [str(volume.name) for volume in client.volumes.list(filters={"label": mine})]
     beside = places(replica) | set(networks)
-    containers = [
+    found = [
         str(one.name)
-        for one in client.containers.list(all=True, filters={"label": ONE_OFF_LABEL}, ignore_removed=True)
+        for one in containers(client, label=ONE_OFF_LABEL)
         if one.attrs["HostConfig"]["NetworkMode"] in beside or one.labels.get(OF_LABEL) == replica.name("postgres")
     ]
-    return sorted([*containers, *networks, *volumes])
+    return sorted([*found, *networks, *volumes])
 
 
 def places(replica: DockerReplica) -> set[str]:

@@ -15,6 +15,7 @@ import pytest
 from ansible.module_utils.alembic_recovery import images as local_images
 from ansible.module_utils.alembic_recovery.docker_cli import RUN_LABEL, DockerCli
 
+from replica.engine import containers
 from tests.docker.observation import ask
 from tests.docker.production import BESIDE, Production
 from tests.support.modules import run_module
@@ -57,8 +58,8 @@ def images(made: Production) -> Iterator[dict[str, str]]:
 
 def left_by(production: Production, run_id: str) -> list[str]:
     """The containers that a run has made and not removed."""
-    mine = {"label": f"{RUN_LABEL}={run_id}"}
-    return [str(one.name) for one in production.replica.client.containers.list(all=True, filters=mine)]
+    mine = f"{RUN_LABEL}={run_id}"
+    return [str(one.name) for one in containers(production.replica.client, label=mine)]
 
 
 def test_ahead_names_the_local_image_that_has_the_code(production: Production, images: dict[str, str]) -> None:
@@ -125,7 +126,7 @@ def test_what_a_killed_look_has_left_is_removed_once_it_is_old(production: Produ
         names = {one.name for one in made.values()}
 
         def there() -> set[str | None]:
-            return {one.name for one in client.containers.list(all=True)} & names
+            return {one.name for one in containers(client)} & names
 
         local_images.remove_left_behind(DockerCli(), datetime.timedelta(hours=1))
         assert there() == names

@@ -13,6 +13,7 @@ from ansible.module_utils.alembic_recovery.runtime import DockerRuntime, collect
 from docker.models.containers import Container
 
 from replica.application import BROKEN
+from replica.engine import containers
 from tests.docker.observation import ask, one_offs
 from tests.docker.production import BESIDE, MARKER, Production
 from tests.support.modules import run_module
@@ -168,7 +169,7 @@ def test_s14_it_has_no_ports_policy_labels_or_check_and_ends_by_its_name(service
         client.containers.get(name).kill()
         assert conversation.read_line(30) is None
         assert conversation.wait(30) == 137
-    assert client.containers.list(all=True, filters={"name": name}) == []
+    assert containers(client, name=name) == []
 
 
 class TestInIsolation:
@@ -202,8 +203,8 @@ class TestInIsolation:
             assert list(found["NetworkSettings"]["Networks"]) == [rehearsal]
             assert "one-off container" in runtime.where
         # It was left while it ran: the Engine's own removal and ours meet, and that takes it a moment.
-        mine, deadline = {"label": f"{RUN_LABEL}={run_id}"}, time.monotonic() + 20
-        while client.containers.list(all=True, filters=mine, ignore_removed=True):
+        deadline = time.monotonic() + 20
+        while containers(client, label=f"{RUN_LABEL}={run_id}"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from replica.application import DATABASE, USER
+from replica.engine import containers
 from tests.docker.observation import ask
 from tests.docker.production import BESIDE, MARKER, Production
 from tests.docker.watch import watch
@@ -46,7 +47,7 @@ def things(production: Production) -> dict[str, list[str]]:
     """All containers, networks and volumes of runs on this engine that have to do with this replica."""
     client, prefix = production.replica.client, f"alembic-recovery-{production.replica.prefix}"
     kinds: dict[str, Callable[[], list[Any]]] = {
-        "containers": lambda: client.containers.list(all=True, ignore_removed=True),
+        "containers": lambda: containers(client),
         "networks": client.networks.list,
         "volumes": client.volumes.list,
     }

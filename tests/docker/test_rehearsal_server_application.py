@@ -14,6 +14,7 @@ import docker.errors
 import pytest
 
 from replica.application import BROKEN, DATABASE, HEAD, USER
+from replica.engine import containers
 from tests.conftest import ROOT
 from tests.docker.observation import ask
 from tests.docker.production import BESIDE, MARKER, Production
@@ -46,7 +47,7 @@ def left(production: Production, options: dict[str, Any]) -> list[str]:
     """What has the label of the run, of whatever kind."""
     client, mine = production.replica.client, {"label": f"{LABEL}={options['run_id']}"}
     kinds: dict[str, Callable[[], list[Any]]] = {
-        "container": lambda: client.containers.list(all=True, filters=mine, ignore_removed=True),
+        "container": lambda: containers(client, **mine),
         "network": lambda: client.networks.list(filters=mine),
         "volume": lambda: client.volumes.list(filters=mine),
     }

@@ -22,6 +22,7 @@ from docker.models.containers import Container
 
 from replica.application import BROKEN, DATABASE, HEAD, USER
 from replica.docker import DockerReplica
+from replica.engine import containers
 from tests.docker.observation import REHEARSAL_FILES, RUN_FILES, one_offs
 from tests.faults import injections
 from tests.faults.conftest import MARKED_PASSWORD, MARKER
@@ -70,7 +71,7 @@ class Server:
     def one_offs(self, run_id: str) -> list[Container]:
         """The containers of a run."""
         label = f"alembic-recovery.run={run_id}"
-        return self.replica.client.containers.list(all=True, filters={"label": label})
+        return containers(self.replica.client, label=label)
 
 
 @pytest.fixture(scope="session")

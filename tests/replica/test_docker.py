@@ -13,6 +13,7 @@ import yaml
 
 from replica.application import BROKEN, ENCODED, HEAD, State
 from replica.docker import OWNER, SERVICES, DockerReplica
+from replica.engine import containers
 from replica.errors import ReplicaError
 from replica.expect import REPLACEMENTS, UNENCODED
 from replica.seed import Size
@@ -180,8 +181,8 @@ def leftovers(replica: DockerReplica) -> list[str]:
     """Names of whatever is left of a replica."""
     client = replica.client
     things = [
-        *client.containers.list(all=True, filters={"name": f"{replica.prefix}-"}),
-        *client.containers.list(all=True, filters={"label": f"{OWNER}={replica.prefix}"}),
+        *containers(client, name=f"{replica.prefix}-"),
+        *containers(client, label=f"{OWNER}={replica.prefix}"),
         *client.networks.list(names=[replica.network]),
         *client.volumes.list(filters={"name": replica.volume}),
     ]

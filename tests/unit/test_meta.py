@@ -325,6 +325,17 @@ def test_no_shell_in_python(path: Path) -> None:
     assert calls(path, "popen") == []
 
 
+def test_an_engine_is_asked_for_its_containers_in_one_place() -> None:
+    """Others remove theirs while we look; only that place allows for it."""
+    asking = [
+        str(path.relative_to(ROOT))
+        for folder in ("replica", "tests", "tools")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if "containers.list(" in path.read_text(encoding="utf-8")
+    ]
+    assert [path for path in asking if path != "tests/unit/test_meta.py"] == ["replica/engine.py"]
+
+
 @pytest.mark.parametrize("path", PLAYS, ids=name_of)
 def test_no_swallowed_error_and_no_shell_in_a_playbook(path: Path) -> None:
     for task in tasks_in(load(path)):
