@@ -69,6 +69,7 @@ def _venv(directory: Path) -> None:
 
 
 def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    command += ["--retries", "10", "--timeout", "60", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, f"pip {' '.join(arguments)} failed:\n{done.stderr[-3000:]}"

@@ -9,7 +9,6 @@ import io
 import json
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.docker.observation import ask, one_offs
 from tests.docker.production import BESIDE, MARKER, PASSWORD, Production
 from tests.docker.watch import watch
 from tests.support.modules import run_module
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, BESIDE]
 
@@ -189,19 +189,12 @@ def lock(production: Production) -> Iterator[Callable[[str], None]]:
         wait_until(
             lambda: replica.query(
                 f"select wait_event from pg_stat_activity where application_name = '{name}' and wait_event = 'PgSleep'"
-            )
+            ),
+            "the locks are held",
         )
 
     yield hold
     replica.query(f"select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'")
-
-
-def wait_until(seen: Callable[[], Any], seconds: float = 60) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +224,7 @@ def test_a_killed_one_off_leaves_no_session_and_the_message_says_where_the_datab
     options = production.options(run_id=production.run_id("killed"), journal=str(journal), lock_timeout=0)
     worker = threading.Thread(target=lambda: results.append(run_module("alembic_migrate", options)))
     worker.start()
-    wait_until(lambda: replica.query(WAITING))
+    wait_until(lambda: replica.query(WAITING), "the revision waits")
 
     replica.client.containers.get(f"alembic-recovery-{options['run_id']}-migrate").kill()
     worker.join(timeout=60)
@@ -353,10 +346,7 @@ def test_the_outage_of_containers_ends_without_anybody_when_the_run_is_dead(
     assert states() == [("no", "exited")] * 2
     page = Path(taken["page"]).read_text()
     assert f"docker start {replica.name('aiproxysrv')}" in page
-    deadline = time.monotonic() + 60
-    while not (Path(there["run_directory"]) / "keeper.json").exists():
-        assert time.monotonic() < deadline, "the keeper has not acted"
-        time.sleep(0.5)
+    wait_until((Path(there["run_directory"]) / "keeper.json").exists, "the keeper has acted")
 
     did = json.loads((Path(there["run_directory"]) / "keeper.json").read_text())
     assert [step["rc"] for step in did["commands"]] == [0] * len(did["commands"]) != [], did

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from replica.engine import containers
 from tests.docker.observation import ask, one_offs
 from tests.docker.production import BESIDE, MARKER, Production
 from tests.support.modules import run_module
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, BESIDE]
 
@@ -203,10 +203,7 @@ class TestInIsolation:
             assert list(found["NetworkSettings"]["Networks"]) == [rehearsal]
             assert "one-off container" in runtime.where
         # It was left while it ran: the Engine's own removal and ours meet, and that takes it a moment.
-        deadline = time.monotonic() + 20
-        while containers(client, label=f"{RUN_LABEL}={run_id}"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not containers(client, label=f"{RUN_LABEL}={run_id}"), "the container is gone")
 
     def test_the_application_does_not_reach_production(self, made: Production, rehearsal: str) -> None:
         made.reset()

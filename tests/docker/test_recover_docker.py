@@ -22,9 +22,9 @@ from tests.docker.conftest import SMALL
 from tests.docker.observation import OF_LABEL, ONE_OFF_LABEL, RUN_FILES, ask, engine, kept, written
 from tests.docker.production import MARKER, PASSWORD, Production, Site
 from tests.docker.watch import Started, watch
-from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import Run
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 

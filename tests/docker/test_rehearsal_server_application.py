@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.conftest import ROOT
 from tests.docker.observation import ask
 from tests.docker.production import BESIDE, MARKER, Production
 from tests.support.modules import run_module
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, BESIDE]
 LABEL = "alembic-recovery.run"
@@ -52,13 +52,6 @@ def left(production: Production, options: dict[str, Any]) -> list[str]:
         "volume": lambda: client.volumes.list(filters=mine),
     }
     return [f"{kind} {thing.name}" for kind, seen in kinds.items() for thing in seen()]
-
-
-def wait_until(seen: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("check", [True, False], ids=["check", "real"])
@@ -172,7 +165,7 @@ def test_row_48_killed_in_the_middle(production: Production, rehearsal: dict[str
         assert child.stdin is not None
         child.stdin.write(json.dumps(rehearsal))
         child.stdin.close()
-        wait_until(there)
+        wait_until(there, f"the {moment} is there")
         child.kill()
         assert child.stdout is not None
         assert child.stdout.read() == ""

@@ -20,7 +20,7 @@ from replica.application import USER
 from replica.databases import AppDatabase, DatabaseFactory
 from replica.docker import DockerReplica
 from replica.fixtures import broken_database, databases, embedded_postgres
-from tests.faults.injections import SshServer, described, free_port, small_disk
+from tests.faults.injections import SshServer, described, small_disk
 from tests.support.ansible_run import Run, run_playbook
 
 __all__ = ["broken_database", "databases", "embedded_postgres"]
@@ -206,7 +206,7 @@ def docker_replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerR
     directory = tmp_path_factory.mktemp("docker") / "replica"
     replica = DockerReplica(f"faults_{os.getpid()}", directory=directory, password=MARKED_PASSWORD)
     try:
-        yield replica.up(data=seed.Size(songs=200, rules=200), port=free_port())
+        yield replica.up(data=seed.Size(songs=200, rules=200), port=0)
     finally:
         replica.down()
 

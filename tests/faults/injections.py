@@ -24,20 +24,10 @@ from psycopg import sql
 
 from replica.databases import AppDatabase
 from tests.support.ansible_run import ROOT, clean_environment
+from tests.support.waiting import wait_until
 
 #: Every connection of the product says who it is.
 OURS = "alembic-recovery%"
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> Any:
-    """Wait for something to become true and return it; raise AssertionError if it does not."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.02)
 
 
 # Modules as processes

@@ -25,8 +25,9 @@ from replica.databases import AppDatabase, DatabaseFactory
 from replica.postgres import EmbeddedPostgres
 from tests.faults import injections
 from tests.faults.conftest import MEGABYTES, Place, Site
-from tests.faults.injections import Held, ModuleProcess, SshServer, Wire, described, run_apart, wait_until
+from tests.faults.injections import Held, ModuleProcess, SshServer, Wire, described, run_apart
 from tests.support.modules import run_module
+from tests.support.waiting import wait_until
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do that")
 
@@ -201,7 +202,7 @@ def test_row_07_module_killed_leaves_no_pg_dump_and_nothing_that_passes_for_a_ba
 ) -> None:
     module, pg_dump = start_and_find_pg_dump(place, bulky)
     module.kill()
-    wait_until(lambda: not pg_dump.is_running(), "pg_dump to end with the module", 5)
+    wait_until(lambda: not pg_dump.is_running(), "pg_dump to end with the module", 20)
     wait_until(lambda: not injections.sessions(bulky), "the sessions to end")
     left = place.names()
     assert len(left) == 1

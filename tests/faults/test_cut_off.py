@@ -23,13 +23,13 @@ import yaml
 from replica.application import HEAD
 from replica.host import HostReplica
 from replica.seed import Size
-from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
 from tests.support.evidence import Seen
 from tests.support.host_runs import BreakableRuns, Outcome
 from tests.support.modules import run_module
 from tests.support.songs import assert_only_the_revisions_have_changed_it
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def kill(runs: CutOffRuns, victim: str, process: subprocess.Popen[str], record: 
         assert kill_all(controllers(process))
     elif victim == "module":
         # Between two modules there is none.
-        wait_until(lambda: kill_all(modules(record)) or process.poll() is not None, "a module to be killed", 60)
+        wait_until(lambda: kill_all(modules(record)) or process.poll() is not None, "a module to be killed")
     elif victim == "backend":
         pids = runs.server(
             "select pid from pg_stat_activity where pid <> pg_backend_pid() and application_name like "

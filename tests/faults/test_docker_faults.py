@@ -26,9 +26,10 @@ from replica.engine import containers
 from tests.docker.observation import REHEARSAL_FILES, RUN_FILES, one_offs
 from tests.faults import injections
 from tests.faults.conftest import MARKED_PASSWORD, MARKER
-from tests.faults.injections import ModuleProcess, Watch, run_apart, wait_until
+from tests.faults.injections import ModuleProcess, Watch, run_apart
 from tests.support.ansible_run import ROOT, run_playbook
 from tests.support.modules import run_module
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.docker
 BULKY = "bulky"
@@ -279,7 +280,7 @@ def planted(docker_replica: DockerReplica) -> Iterator[Container]:
     )
     ready = ["env", "-u", "PGSERVICE", "-u", "PGHOST", "pg_isready", "-q", "-U", USER, "-d", DATABASE]
     try:
-        wait_until(lambda: container.exec_run(ready).exit_code == 0, "the server to get ready", 60)
+        wait_until(lambda: container.exec_run(ready).exit_code == 0, "the server to get ready")
         yield container
     finally:
         container.remove(force=True, v=True)

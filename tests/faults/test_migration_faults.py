@@ -22,10 +22,11 @@ from psycopg import sql
 from replica.application import BROKEN, ENCODED, HEAD, USER
 from replica.databases import AppDatabase
 from replica.postgres import EmbeddedPostgres
-from tests.faults.injections import ModuleProcess, described, small_disk, wait_until
+from tests.faults.injections import ModuleProcess, described, small_disk
 from tests.support.evidence import Seen, Witness
 from tests.support.modules import run_module
 from tests.support.stacks import Deployment, application_options, witness_of
+from tests.support.waiting import wait_until
 
 NEW = "aaaa00000001"
 RUN = "20251021T031500Z-7f3a1c"
@@ -79,7 +80,7 @@ class Ground:
 
     def assert_untouched(self) -> None:
         """Production is what it was, and nobody of the migration is in the server."""
-        wait_until(lambda: not self.sessions(), "the migration's sessions to end", 15)
+        wait_until(lambda: not self.sessions(), "the migration's sessions to end")
         production = witness_of(self.database)
         assert production.versions() == [BROKEN]
         after = production.look()
@@ -250,7 +251,7 @@ def test_row_35_the_module_is_killed_and_the_server_ends_the_session(ground: Gro
     started = time.monotonic()
     module.kill()
 
-    wait_until(lambda: not ground.sessions(), "the session to end", 10)
+    wait_until(lambda: not ground.sessions(), "the session to end", 30)
     assert time.monotonic() - started < 10, "the statement ran on"
     assert not ground.copy.has("songs.slow")
     ground.assert_untouched()

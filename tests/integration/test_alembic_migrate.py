@@ -26,6 +26,7 @@ from tests.support.evidence import files, mode
 from tests.support.modules import run_module
 from tests.support.songs import assert_only_the_revisions_have_changed_it, encoded, replacements
 from tests.support.stacks import Deployment, options, witness_of
+from tests.support.waiting import wait_until
 
 Make = Callable[..., AppDatabase]
 NEW = "aaaa00000001"
@@ -45,15 +46,6 @@ def sessions(database: AppDatabase) -> list[Any]:
         "select pid, query from pg_stat_activity "
         f"where application_name like 'alembic-recovery:%:migrate' and datname = '{database.name}'"
     )
-
-
-def wait_for(happened: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """What `happened` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (seen := happened()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-    return seen
 
 
 @contextmanager
@@ -294,7 +286,7 @@ class TestFailures:
             other.execute("select count(*) from songs")
             started = time.monotonic()
             seen = migrate(broken, lock_timeout=1, lock_attempts=1)
-            assert time.monotonic() - started < 20
+            assert time.monotonic() - started < 60
             blocker = other.info.backend_pid
         assert seen["failed"] is True
         assert seen["sqlstate"] == "55P03"
@@ -321,8 +313,8 @@ class TestFailures:
 
     def test_row_42_an_application_that_falls_silent(self, broken: AppDatabase, deployment: Deployment) -> None:
         deployment.add(NEW, "import time\nop.execute('create table made_by_it ()')\ntime.sleep(300)")
-        seen = migrate(broken, deployment.directory, timeout=8)
-        assert "has been silent for 8 s and was ended" in seen["msg"]
+        seen = migrate(broken, deployment.directory, timeout=25)
+        assert "has been silent for 25 s and was ended" in seen["msg"]
         assert f"The database is at {HEAD}" in seen["msg"]
         assert not witness_of(broken).has("made_by_it")
         assert sessions(broken) == []
@@ -361,16 +353,18 @@ class TestKilled:
         return any("pg_sleep" in query for _pid, query in sessions(database))
 
     def test_row_35_the_application_is_killed(self, sleeping: AppDatabase, deployment: Deployment) -> None:
+        killed: list[float] = []
+
         def kill() -> None:
-            wait_for(lambda: self.is_asleep(sleeping), "the revision to sleep")
+            wait_until(lambda: self.is_asleep(sleeping), "the revision to sleep")
             process = self.agent(deployment)
             assert process is not None
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(time.monotonic())
 
-        started = time.monotonic()
         with meanwhile(kill):
             seen = migrate(sleeping, deployment.directory)
-        assert time.monotonic() - started < 40, "the server must not sleep to the end"
+        assert time.monotonic() - killed[0] < 40, "the server must not sleep to the end"
         assert seen["failed"] is True
         assert "was killed (signal 9)" in seen["msg"]
         assert "Are app.python" not in seen["msg"], "it had started well"
@@ -392,11 +386,11 @@ class TestKilled:
             assert module.stdin is not None
             json.dump(options(sleeping, deployment.directory), module.stdin)
             module.stdin.close()
-            wait_for(lambda: self.is_asleep(sleeping), "the revision to sleep")
+            wait_until(lambda: self.is_asleep(sleeping), "the revision to sleep")
             assert self.agent(deployment) is not None
             module.send_signal(signal.SIGKILL)
-        wait_for(lambda: self.agent(deployment) is None, "the application's process to end", 10)
-        wait_for(lambda: not sessions(sleeping), "the server to end the session", 15)
+        wait_until(lambda: self.agent(deployment) is None, "the application's process to end")
+        wait_until(lambda: not sessions(sleeping), "the server to end the session")
         witness = witness_of(sleeping)
         assert (witness.versions(), witness.has("made_by_it")) == ([HEAD], False)
 

@@ -149,10 +149,10 @@ class TestOneMoment:
         def write() -> None:
             with psycopg.connect(witness.conninfo) as connection:
                 while not stop.is_set():
-                    written[0] += 1
                     connection.execute("insert into lyric_parsing_rules (name, pattern) values ('x', 'y')")
-                    connection.execute("update alembic_version set version_num = %s", [str(written[0])])
+                    connection.execute("update alembic_version set version_num = %s", [str(written[0] + 1)])
                     connection.commit()
+                    written[0] += 1
 
         thread = threading.Thread(target=write)
         thread.start()

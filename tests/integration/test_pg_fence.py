@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from tests.support.evidence import Witness
 from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
 
@@ -80,10 +81,7 @@ def test_row_46_clients_that_reconnect_all_the_time_do_not_come_back(stack: Fenc
         thread.start()
     try:
         assert fence(stack, unknown_clients="end")["changed"] is True
-        seen = psycopg.connect(stack.database.server.conninfo(), autocommit=True).execute(
-            "select count(*) from pg_stat_activity where datname = %s", [stack.database.name]
-        )
-        assert seen.fetchone() == (0,)
+        Witness(stack.database.server.conninfo()).wait_until_left(stack.database.name)
     finally:
         over.set()
         for thread in threads:

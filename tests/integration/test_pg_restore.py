@@ -730,6 +730,7 @@ def test_on_postgresql_18(eighteen: EmbeddedPostgres, tmp_path: Path, back_up: B
             "insert into item (body) values ('a'), ('ä')",
             "grant maintain on item to pg_monitor",
         )
+        beside.wait_until_left("shop")
         cloned = run_module("pg_clone", {"database": place, "clone": copies["new"]})
         assert cloned.get("changed") is True, cloned
         backup = back_up(shop, database=place)

@@ -15,9 +15,10 @@ from ansible.module_utils.alembic_recovery import fence, lock, naming, record
 
 from tests.support.ansible_run import ROOT
 from tests.support.evidence import Witness
-from tests.support.fenced import FencedStack, wait_until
+from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
 from tests.support.stacks import application_options
+from tests.support.waiting import wait_until
 
 
 def test_check_real_check_real(stack: FencedStack) -> None:
@@ -138,6 +139,7 @@ def test_it_is_counted_aside_and_kept_closed(stack: FencedStack) -> None:
     assert f"being counted, under another name: {aside}" in page
     assert f'alter database "{aside}" rename to "{name}"' in page
     Witness(stack.database.server.conninfo(aside)).look()
+    Witness(stack.database.server.conninfo()).wait_until_left(aside)
 
     names = {"replacement": old, "keep_as": replaced, "aside": aside, "live_oid": before[name][0]}
     planned = stack.swap(check=True, **names)

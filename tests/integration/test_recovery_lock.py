@@ -14,8 +14,9 @@ import pytest
 from ansible.module_utils.alembic_recovery import lock, naming, record
 
 from tests.support.evidence import mode
-from tests.support.fenced import FencedStack, wait_until
+from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
+from tests.support.waiting import wait_until
 
 
 def test_check_real_check_real(stack: FencedStack) -> None:
@@ -57,6 +58,7 @@ def test_s21_what_it_writes_is_private_and_says_who_is_at_work(stack: FencedStac
 
 
 def test_row_31_a_second_run_is_refused_and_told_who_the_first_one_is(stack: FencedStack) -> None:
+    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     stack.lock()
     second = FencedStack(stack.database, stack.supervised, stack.runs.parent / "elsewhere")
 
@@ -65,7 +67,7 @@ def test_row_31_a_second_run_is_refused_and_told_who_the_first_one_is(stack: Fen
         refused = second.lock(check=check)
         assert time.monotonic() - began < 5
         assert refused["failed"] is True
-        assert f"at work since {datetime.datetime.now(datetime.UTC):%Y-%m-%d}" in refused["msg"]
+        assert f"at work since {today}" in refused["msg"]
         assert f"run {stack.run_id}, started by anna from laptop" in refused["msg"]
         assert "now in the stage locked" in refused["msg"]
         assert "Nothing was touched" in refused["msg"]
@@ -88,7 +90,7 @@ def test_row_31_of_two_at_the_same_moment_one_gets_it(stack: FencedStack) -> Non
         def take(one: FencedStack, barrier: threading.Barrier = barrier, results: Any = results) -> None:
             arguments = one.options(run_directory=str(one.directory), stack="demo", operator=one.run_id)
             barrier.wait()
-            results.append(ModuleProcess("recovery_lock", arguments).result(30))
+            results.append(ModuleProcess("recovery_lock", arguments).result(120))
 
         threads = [threading.Thread(target=take, args=[one]) for one in pair]
         for thread in threads:
@@ -114,9 +116,9 @@ def test_it_goes_with_its_run(stack: FencedStack) -> None:
 
 
 def test_it_stays_as_long_as_a_process_of_the_run_is_alive(stack: FencedStack) -> None:
-    stack.lock(grace=1)
+    stack.lock(grace=3)
     with record.presence(str(stack.directory)), pytest.raises(AssertionError):
-        wait_until(lambda: not stack.lock_holders(), "the lock is gone", 5)
+        wait_until(lambda: not stack.lock_holders(), "the lock is gone", 8)
     wait_until(lambda: not stack.lock_holders(), "the lock is gone")
 
 
@@ -146,7 +148,7 @@ def test_it_is_taken_again_after_a_restart_of_postgresql(stack: FencedStack) -> 
 
 @pytest.mark.parametrize("stage", ["fencing", "migrating"])
 def test_the_outage_ends_without_anybody_when_the_run_is_dead(stack: FencedStack, stage: str) -> None:
-    stack.lock(grace=4)
+    stack.lock(grace=12)
     assert stack.run("service_stop")["stopped"] == ["worker", "api"]
     assert stack.run("pg_fence", state="closed")["changed"] is True
     record.begin(str(stack.directory), stage)
@@ -154,20 +156,20 @@ def test_the_outage_ends_without_anybody_when_the_run_is_dead(stack: FencedStack
     assert not is_open
     assert set(stack.states().values()) == {"STOPPED"}
 
-    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted", 40)
+    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted")
 
     assert stack.databases()[stack.database.name] == (oid, True)
     assert set(stack.states().values()) <= {"RUNNING", "STARTING"}
     did = json.loads((stack.directory / "keeper.json").read_text())
     assert did["swapped"] is False
     assert [step["rc"] for step in did["commands"]] == [0] * 3
-    assert not stack.lock_holders()
+    wait_until(lambda: not stack.lock_holders(), "the lock is gone")
 
 
 def test_after_the_swap_the_new_database_is_left_in_place_and_opened(stack: FencedStack) -> None:
     """As in a run that is going back by itself, and has closed the new database for that."""
     new, old = stack.copied()
-    stack.lock(grace=6)
+    stack.lock(grace=12)
     assert stack.run("service_stop")["stopped"] == ["worker", "api"]
     stack.run("pg_fence", state="closed")
     before = stack.databases()
@@ -175,7 +177,7 @@ def test_after_the_swap_the_new_database_is_left_in_place_and_opened(stack: Fenc
     stack.run("pg_fence", state="closed")
     assert stack.databases()[stack.database.name] == (before[new][0], False)
 
-    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted", 40)
+    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted")
 
     did = json.loads((stack.directory / "keeper.json").read_text())
     assert did["swapped"] is True
@@ -188,7 +190,7 @@ def test_after_the_swap_the_new_database_is_left_in_place_and_opened(stack: Fenc
 def test_services_are_not_started_on_a_database_that_somebody_has_made_meanwhile(stack: FencedStack) -> None:
     """While it is counted, nothing has the application's name."""
     name, aside = stack.database.name, naming.database(stack.database.name, "aside", stack.run_id)
-    stack.lock(grace=5)
+    stack.lock(grace=12)
     stack.run("service_stop")
     stack.run("pg_fence", state="closed")
     oid = stack.databases()[name][0]
@@ -196,7 +198,7 @@ def test_services_are_not_started_on_a_database_that_somebody_has_made_meanwhile
     assert done["changed"] is True, done
     stack.admin(f'create database "{name}"')
 
-    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted", 40)
+    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted")
 
     try:
         assert set(stack.states().values()) == {"STOPPED"}
@@ -209,7 +211,7 @@ def test_services_are_not_started_on_a_database_that_somebody_has_made_meanwhile
 @pytest.mark.parametrize("outcome", ["failed", "done"])
 def test_a_run_that_could_not_be_taken_back_leaves_the_outage_to_its_keeper(stack: FencedStack, outcome: str) -> None:
     """Whatever it says of itself."""
-    stack.lock(grace=4)
+    stack.lock(grace=12)
     assert stack.run("service_stop")["stopped"] == ["worker", "api"]
     stack.run("pg_fence", state="closed")
 
@@ -217,7 +219,7 @@ def test_a_run_that_could_not_be_taken_back_leaves_the_outage_to_its_keeper(stac
 
     assert (kept["changed"], kept["kept"]) == (False, True), kept
     assert stack.record()["stage"] == "fenced", "the next run would not know who has closed it"
-    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted", 40)
+    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted")
     assert stack.databases()[stack.database.name][1] is True
     assert set(stack.states().values()) <= {"RUNNING", "STARTING"}
 

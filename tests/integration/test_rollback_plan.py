@@ -64,6 +64,7 @@ def swapped(stack: FencedStack) -> str:
     counts = {
         f"public.{table}": rows for table, rows in Witness(stack.database.server.conninfo(new)).look().rows.items()
     }
+    Witness(stack.database.server.conninfo()).wait_until_left(new)
     done = stack.swap(replacement=new, keep_as=old, row_counts=counts, run_directory=str(stack.directory))
     assert done["changed"], done
     record.begin(str(stack.directory), "started")

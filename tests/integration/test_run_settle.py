@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from ansible.module_utils.alembic_recovery import lock, naming, record
@@ -17,9 +19,10 @@ from ansible.module_utils.alembic_recovery import settle as module_settle
 
 from tests.support.ansible_run import ROOT
 from tests.support.evidence import Witness
-from tests.support.fenced import FencedStack, wait_until
+from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
 from tests.support.stacks import witness_of
+from tests.support.waiting import wait_until
 
 
 def status(stack: FencedStack, **more: Any) -> dict[str, Any]:
@@ -147,11 +150,10 @@ def test_a_database_that_somebody_else_has_closed_is_left_alone(stack: FencedSta
 
 
 def test_row_54_a_copy_that_is_still_being_made_for_the_dead_run_is_ended(stack: FencedStack) -> None:
-    """The server goes on with CREATE DATABASE when whoever asked for it is killed."""
-    stack.admin_in_database(
-        "create table public.ballast as select g, repeat(md5(g::text), 60) as text from generate_series(1, 150000) g",
-        "checkpoint",
-    )
+    """The server goes on with CREATE DATABASE when whoever asked for it is killed.
+
+    Strategy file_copy begins with a checkpoint, and there is none while the checkpointer is suspended.
+    """
     stack.lock()
     stack.run("service_stop")
     run_module("pg_fence", stack.options(state="closed", run_directory=str(stack.directory)))
@@ -162,18 +164,27 @@ def test_row_54_a_copy_that_is_still_being_made_for_the_dead_run_is_ended(stack:
         [sys.executable, "-m", "tests.faults.run_module", "pg_clone"], stdin=subprocess.PIPE, cwd=ROOT, text=True
     )
     assert module.stdin is not None
-    module.stdin.write(json.dumps(options))
-    module.stdin.close()
     making = "select application_name from pg_stat_activity where query like 'create database%' and state = 'active'"
     witness = Witness(stack.database.server.conninfo())
-    wait_until(lambda: witness.query(making), "the copy is being made")
-    module.kill()
-    module.wait()
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
-    assert list(witness.query(making)) == [(f"alembic-recovery:{stack.run_id}:work",)], "it was too fast"
+    checkpointer = psutil.Process(witness.value("select pid from pg_stat_activity where backend_type = 'checkpointer'"))
+    checkpointer.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            module.stdin.write(json.dumps(options))
+            module.stdin.close()
+            wait_until(lambda: witness.query(making), "the copy is being made")
+            module.kill()
+            module.wait()
+            for pid in lock.keeper_pids(str(stack.directory)):
+                os.kill(pid, signal.SIGKILL)
+            assert list(witness.query(making)) == [(f"alembic-recovery:{stack.run_id}:work",)]
 
-    done = settle(stack)
+            ended = pool.submit(wait_until, lambda: not witness.query(making), "the copy is ended")
+            ended.add_done_callback(lambda _: checkpointer.resume())
+            done = settle(stack)
+            ended.result()
+        finally:
+            checkpointer.resume()
 
     assert (done["action"], done["started"]) == ("take_back", ["api", "worker"]), done
     assert list(witness.query(making)) == []

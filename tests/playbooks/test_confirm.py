@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,14 +154,14 @@ def test_anything_else_typed_refuses(terminal: Terminal, typed: str, message: st
     assert "went on" not in terminal.text
 
 
-@pytest.mark.parametrize("terminal", [(["-e", "seconds=2"], {})], indirect=True)
+@pytest.mark.parametrize("terminal", [(["-e", "seconds=8"], {})], indirect=True)
 def test_no_answer_in_time_refuses_although_the_words_stand_there(terminal: Terminal) -> None:
     terminal.wait_for_question(QUESTION)
 
     terminal.type("aiproxy@prod")  # without Enter
 
     assert terminal.wait() == 2, terminal.text
-    assert "No answer within 2 seconds." in terminal.text
+    assert "No answer within 8 seconds." in terminal.text
     assert "went on" not in terminal.text
 
 
@@ -176,12 +175,9 @@ def test_no_answer_in_time_refuses_although_the_words_stand_there(terminal: Term
     indirect=["terminal"],
 )
 def test_where_nobody_sits_nobody_is_asked(terminal: Terminal, reason: str) -> None:
-    started = time.monotonic()
-
     assert terminal.wait() == 2, terminal.text
     assert reason in terminal.text.replace("\n", " ")
     assert QUESTION not in terminal.text
-    assert time.monotonic() - started < 30  # the question would wait for a minute
 
 
 def test_without_its_action_plugin_the_module_refuses(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ on the host replica. A command that is not known here fails: somebody has to say
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -286,7 +287,7 @@ def assert_printed(reader: Reader, sample: Block, printed: str) -> None:
 
 @pytest.fixture
 def docker_replica() -> Iterator[DockerReplica]:
-    replica = DockerReplica("readme")
+    replica = DockerReplica(f"readme_{os.getpid()}")
     replica.down()
     try:
         yield replica.up(data=SMALL, port=0)
@@ -375,13 +376,13 @@ def test_the_runbook_without_containers(host_replica: HostReplica, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_demo_on_a_fresh_checkout(tmp_path: Path) -> None:
     """What `make demo` runs, apart from a demo that may be kept running in this checkout."""
     left_out = shutil.ignore_patterns(".git", ".venv", ".cache", ".ansible", "__pycache__", "reports")
     checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out, symlinks=True)
 
-    done = run(sys.executable, checkout / "tools" / "demo", cwd=checkout, timeout=500)
+    done = run(sys.executable, checkout / "tools" / "demo", cwd=checkout, timeout=800)
 
     assert done.code == 0, done.text
     shown = [

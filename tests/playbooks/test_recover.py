@@ -75,6 +75,7 @@ def incident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Incident]:
         replica.down()
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.xdist_group("recover-incident")
 class TestIncident:
     """The variant with untouched rows: check mode, the recovery, a second run."""

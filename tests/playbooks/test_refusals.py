@@ -151,7 +151,7 @@ class TestNoHost:
         """Ansible ignores ansible.cfg there, and with it the inventory."""
         with tempfile.TemporaryDirectory() as place:
             checkout = Path(place) / "checkout"
-            ignored = shutil.ignore_patterns(".git", ".cache", ".venv", "tests", "replica", "__pycache__", "*.pyc")
+            ignored = shutil.ignore_patterns(".*", "tests", "replica", "reports", "__pycache__", "*.pyc")
             shutil.copytree(ROOT, checkout, ignore=ignored)
             checkout.chmod(0o777)
             outcome = broken.runs.play(playbook="recover.yml", inventory=Path("/dev/null"), limit=None, cwd=checkout)

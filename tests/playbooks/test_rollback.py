@@ -24,10 +24,10 @@ from replica.seed import Size
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
 from tests.support.evidence import Seen, Witness, mode
-from tests.support.fenced import wait_until
 from tests.support.host_runs import Everything, HostRuns, Outcome
+from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DATA = Size(songs=100, rules=100)
 STOP, CLOSE = (
@@ -134,7 +134,7 @@ class SwappedBack:
 
 def write_when_the_services_are_stopped(runs: Rollbacks) -> None:
     """As a client that is none of the services, and is gone again before the database is closed."""
-    wait_until(lambda: not runs.running(), "the services are stopped", 120)
+    wait_until(lambda: not runs.processes(), "the services are stopped")
     runs.witness.execute("insert into users (email, display_name) values ('stranger@songs.example', 'x')")
 
 

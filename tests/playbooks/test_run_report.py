@@ -216,7 +216,7 @@ def test_what_is_printed_reaches_a_pipe_at_once(project: Path) -> None:
     # item, would wait for the next one.
     (project / "recover.yml").write_text(
         "[{name: Wait, hosts: prod, gather_facts: false, tasks: "
-        f"[{{name: look | Wait, ansible.builtin.wait_for: {{path: '{project}/{{{{ item }}}}', timeout: 60}}, "
+        f"[{{name: look | Wait, ansible.builtin.wait_for: {{path: '{project}/{{{{ item }}}}', timeout: 180}}, "
         "loop: [recover.yml, seen]}]}]\n"
     )
     argv = ["ansible-playbook", "recover.yml", "-i", "hosts.yml"]
@@ -225,10 +225,10 @@ def test_what_is_printed_reaches_a_pipe_at_once(project: Path) -> None:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         seen = b""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while b"(item=recover.yml)" not in seen and time.monotonic() < deadline:
             seen += process.stdout.read() or b""
             time.sleep(0.1)
         (project / "seen").touch()
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     assert b"(item=recover.yml)" in seen

@@ -17,11 +17,11 @@ import yaml
 from replica.application import BROKEN, ENCODED, HEAD, USER
 from replica.host import HostReplica
 from replica.seed import Size
-from tests.faults.injections import wait_until
 from tests.replica import behaviour
 from tests.support.ansible_run import ROOT, clean_environment
 from tests.support.host_runs import BreakableRuns, Outcome, kept
 from tests.support.songs import assert_only_the_revisions_have_changed_it
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.xdist_group("ways"), pytest.mark.slow]
 

@@ -15,6 +15,8 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from tests.support.waiting import wait_until
+
 _OURS = "n.nspname !~ '^pg_' and n.nspname <> 'information_schema'"
 
 # One line of text for each thing, so that a comparison that fails shows what differs.
@@ -120,7 +122,7 @@ class Witness:
             }
         return Seen(tuple(catalog), rows, content, sequences, self.transactions())
 
-    def wait_until_alone(self, seconds: float = 20) -> None:
+    def wait_until_alone(self, seconds: float = 60) -> None:
         """Wait until nobody else is connected to the database; raise AssertionError with who is."""
         others = (
             "select pid, application_name, state, query from pg_stat_activity "
@@ -130,6 +132,11 @@ class Witness:
         while seen := self.query(others):
             assert time.monotonic() < deadline, f"still connected: {seen}"
             time.sleep(0.05)
+
+    def wait_until_left(self, database: str) -> None:
+        """Wait until nobody is connected to another database of this server: sessions that were closed end later."""
+        here = f"select pid, application_name from pg_stat_activity where datname = '{database}'"
+        wait_until(lambda: not self.query(here), f"the sessions of {database} have ended")
 
 
 def _read_tables(connection: psycopg.Connection[Any]) -> tuple[dict[str, int], dict[str, str]]:

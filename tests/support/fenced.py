@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,6 @@ from tests.support.stacks import database_options
 from tests.support.supervised import Supervised
 
 _NUMBERS = itertools.count(1)
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    """Wait until something is so; AssertionError after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from replica.host import HostReplica
 from replica.seed import Size
 from tests.support.ansible_run import ROOT, Run, run_playbook
 from tests.support.evidence import Seen, Witness, files, started
+from tests.support.waiting import wait_until
 
 # What the replica's own processes write all the time; everything else must stay as it is while nobody acts.
 _ALIVE = ("database", "logs", "broker", "control", "results", "worker.alive", "__pycache__", "records")
@@ -98,6 +99,9 @@ class Everything:
     files: dict[str, tuple[int, int, int, str]]
 
 
+_AUTOVACUUM = "select pid from pg_stat_activity where backend_type in ('autovacuum launcher', 'autovacuum worker')"
+
+
 class HostRuns:
     """Runs playbooks on one host replica; their files are in the replica's directory."""
 
@@ -111,6 +115,7 @@ class HostRuns:
         # The transaction counter then tells whether anybody has written.
         replica.postgres.execute(sql.SQL("alter system set autovacuum = off"))
         replica.postgres.execute(sql.SQL("select pg_reload_conf()"))
+        wait_until(lambda: not replica.postgres.execute(sql.SQL(_AUTOVACUUM)), "autovacuum has ended")
 
     @property
     def witness(self) -> Witness:
@@ -210,7 +215,7 @@ class BreakableRuns(HostRuns):
         self.replica.supervisorctl("stop", "all")
         self.witness.wait_until_alone()
         self.replica.postgres.create_database("as_it_was_made", USER, DATABASE)
-        self.replica.supervisorctl("start", "all")
+        self.start()
 
     def reset(self) -> None:
         """Make the database and the services as they were kept."""
@@ -218,7 +223,12 @@ class BreakableRuns(HostRuns):
         for name, _open in self.databases():
             self.replica.postgres.drop_database(name)
         self.replica.postgres.create_database(DATABASE, USER, "as_it_was_made")
+        self.start()
+
+    def start(self) -> None:
+        """Start the services, and wait for an answer: only gunicorn's child gives one, so it is there by then."""
         self.replica.supervisorctl("start", "all")
+        self.replica.client.wait("/api/v1/health", seconds=60)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Terminal:
         deadline = time.monotonic() + 20
         while termios.tcgetattr(self._fd)[3] & termios.ICANON and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(0.3)
+        time.sleep(1)
 
     def type(self, keys: str) -> None:
         """Type the keys; Enter is a line feed, Ctrl-C the character 3."""

@@ -20,6 +20,7 @@ from tests.support.modules import run_module
 from tests.support.pooler import PORT, pgbouncer
 from tests.support.small_app import ENV, Revision
 from tests.support.stacks import application_options, database_options, options, witness_of
+from tests.support.waiting import wait_until
 from tests.verdicts.conftest import MakeApp
 
 SONGS = Revision(
@@ -360,17 +361,23 @@ def test_trap_13_a_revision_that_was_edited_and_makes_the_same_tables(make_app: 
 
 def test_trap_14_two_migrators_at_once(make_app: MakeApp) -> None:
     """A plain one fails on what the other has made. What each of ours has done is proved; a run has a lock besides."""
-    slow = Revision("slow", "op.execute('select pg_sleep(2)')\nop.create_table('made', sa.Column('id', sa.Integer))")
+    slow = Revision(
+        "slow", "op.execute('select pg_advisory_lock_shared(14)')\nop.create_table('made', sa.Column('id', sa.Integer))"
+    )
     database = prepared(make_app, [SONGS, slow])
     witness = witness_of(database)
     command = ["alembic", "upgrade", "head"]
     environment = application.environment(database.url)
-    plain = [
-        subprocess.Popen(
-            command, cwd=database.application, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-        )
-        for _ in range(2)
-    ]
+    with psycopg.connect(database.conninfo, autocommit=True) as gate:
+        gate.execute("select pg_advisory_lock(14)")
+        plain = [
+            subprocess.Popen(
+                command, cwd=database.application, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            )
+            for _ in range(2)
+        ]
+        both = "select count(*) = 2 from pg_locks where locktype = 'advisory' and not granted"
+        wait_until(lambda: witness.value(both), "both are in the revision", 60)
     said = [process.communicate(timeout=60)[1].decode() for process in plain]
     assert sorted(process.returncode for process in plain) == [0, 1]
     assert "duplicate key" in "".join(said) or "already exists" in "".join(said)
@@ -553,10 +560,8 @@ def test_trap_19_settings_in_the_environment_that_a_driver_ignores(
 
 def wait_until_blocked(database: AppDatabase) -> None:
     """Wait until a session of this database waits for a lock."""
-    for _ in range(300):
-        if witness_of(database).value("select count(*) from pg_locks where not granted"):
-            return
-    raise AssertionError("nobody waits for a lock")
+    waiting = "select count(*) from pg_locks where not granted"
+    wait_until(lambda: witness_of(database).value(waiting), "somebody waits for a lock", 60)
 
 
 def end_waiting_sessions(database: AppDatabase) -> None:

@@ -6,8 +6,8 @@ Each look is done twice, and proved to have written nothing (`status_twice`).
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-import time
 from pathlib import Path
 
 import psycopg
@@ -387,13 +387,19 @@ class TestCollecting:
         chain = [FIRST, *(Revision(f"r{number:04}", "op.execute('select 1')") for number in range(300))]
         upgraded(make_app, "head", chain)
         database = make_app(chain)
-        started = time.monotonic()
+        started = processor_seconds()
         assert database.alembic("current").returncode == 0
-        plain = time.monotonic() - started
-        started = time.monotonic()
+        plain = processor_seconds() - started
+        started = processor_seconds()
         seen = run_module("alembic_status", options(database))
         assert seen["verdict"] == "AT_HEAD"
-        assert time.monotonic() - started < 3 * plain + 2
+        assert processor_seconds() - started < 3 * plain + 2
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for: others may be at work on this machine."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 class TestFindings:
