@@ -13,7 +13,7 @@ export RECOVERY_TESTS_STRICT := 1
 # Docker replica, and tests of one file, stay together, and the longest begin (tests/conftest.py).
 WORKERS ?= 3
 PYTEST = .venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder \
-	--durations 5 --timeout 600
+	--durations 5 --timeout 1200
 
 .PHONY: help
 help: ## Show what can be made

@@ -32,7 +32,7 @@ PREFIX = "mac_ki_service"
 PORT = 8443
 OWNER = "org.alembic-recovery.replica"
 SERVICES = ("postgres", "aiproxysrv", "celery-worker", "redis", "proxy")
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 SECOND = 1_000_000_000  # the engine counts in nanoseconds
 # Seconds between health checks where a restart waits for one; each costs the machine a tenth of a second of work.
 INTERVALS = {"aiproxysrv": 3, "celery-worker": 3}

@@ -34,7 +34,7 @@ from replica.postgres import EmbeddedPostgres
 from replica.web import Client
 
 STATE_FILE = "replica.json"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 
 

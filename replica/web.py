@@ -52,7 +52,7 @@ class Client:
         *,
         headers: Mapping[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
-        timeout: float = 20,
+        timeout: float = 60,
     ) -> Answer:
         """Ask.
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 import typing as t
 
 from ansible.module_utils.alembic_recovery import process
@@ -29,6 +30,8 @@ _USUAL_PLACES = (
 )
 # Marks every container that this product makes, so that what a killed run left behind can be found by label.
 RUN_LABEL = "alembic-recovery.run"
+# For so many seconds the Engine's own removal of a container is waited for.
+_REMOVAL_S = 30.0
 # The docker client reads these itself: a container's own value of them must not reach it.
 _CLIENT_READS = re.compile(r"^(HOME|PATH|DOCKER_.*|BUILDKIT_.*|LD_.*|(HTTPS?|NO|FTP|ALL)_PROXY|SSL_.*)$", re.IGNORECASE)
 
@@ -179,8 +182,17 @@ class DockerCli:
         return [self.path, "start", "--attach", "--interactive", task.name]
 
     def remove(self, container: str) -> None:
-        """End and remove a container of our own, by name; none is fine, too."""
-        self._docker("rm", "--force", "--volumes", container, expected=None)
+        """End and remove a container of our own, by name; none is fine, too.
+
+        One that has just ended may be in the middle of the Engine's own removal (`--rm`): its name is taken, and its
+        volumes are in use, until that is over. It is waited for.
+        """
+        deadline = time.monotonic() + _REMOVAL_S
+        while True:
+            done = self._docker("rm", "--force", "--volumes", container, expected=None)
+            if "already in progress" not in done.stderr or time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
 
     def left_by_runs(self) -> dict[str, dict[str, list[str]]]:
         """What runs have made and not removed: `{run id: {container|network|volume: names}}`, by our label.
@@ -217,8 +229,10 @@ class DockerCli:
         """Remove what :meth:`left_by_runs` has found of one run; it may be gone meanwhile."""
         for kind in ("container", "network", "volume"):
             for name in things.get(kind, ()):
-                words = ["rm", "--force", "--volumes", name] if kind == "container" else [kind, "rm", name]
-                self._docker(*words, expected=None)
+                if kind == "container":
+                    self.remove(name)
+                else:
+                    self._docker(kind, "rm", name, expected=None)
 
     def logs_since(self, container: str, since: datetime.datetime, limit_lines: int) -> list[str]:
         """The last log lines of a container since a moment, standard output and error in the order of the Engine."""

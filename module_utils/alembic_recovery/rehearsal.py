@@ -332,7 +332,10 @@ class Rehearsal:
         """What a killed run has left in the network keeps it from being removed."""
         done = self._ask("network", "inspect", "--format", "{{json .Containers}}", name, expected=None)
         for container in json.loads(done.stdout.splitlines()[0]) or {} if done.rc == 0 else {}:
-            labels = (self.docker.inspect(container)["Config"].get("Labels")) or {}
+            try:
+                labels = (self.docker.inspect(container)["Config"].get("Labels")) or {}
+            except DockerError:  # it has gone meanwhile
+                continue
             if RUN_LABEL in labels:
                 self.docker.remove(container)
             else:

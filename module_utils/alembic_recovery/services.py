@@ -349,6 +349,8 @@ def wait_until_up(service: Service, timeout: float) -> State:
     deadline = time.monotonic() + timeout
     first = service.state()
     up_since: float | None = None
+    began: datetime.datetime | None = None
+    lives = 0
     while True:
         seen = service.state()
         now = time.monotonic()
@@ -357,15 +359,24 @@ def wait_until_up(service: Service, timeout: float) -> State:
         if seen.running and seen.health == "healthy":
             return seen
         if seen.running and seen.health == "":
-            up_since = up_since or now
+            # Between two looks it may have ended and been started again: then it has not been up meanwhile.
+            if up_since is None or _is_another(began, seen.started_at):
+                up_since, began, lives = now, seen.started_at, lives + 1
             if max(now - up_since, seen.age()) >= _SETTLE_S:
                 return seen
         else:
             up_since = None
         if now > deadline:
+            if lives > 1:
+                raise _not_up(service, f"ends and is started again and again: {lives} times in {timeout:g} s")
             state = seen.health or ("running" if seen.running else "not running")
             raise _not_up(service, f"is {state} after {timeout:g} s")
         time.sleep(service.pause)
+
+
+def _is_another(one: datetime.datetime | None, other: datetime.datetime | None) -> bool:
+    """Whether two moments of a start are of different processes; each is read to some hundredths of a second."""
+    return one is not None and other is not None and abs((other - one).total_seconds()) > 0.5
 
 
 def log_problems(service: Service, patterns: t.Sequence[str]) -> list[str]:

@@ -191,6 +191,7 @@ def lock(production: Production) -> Iterator[Callable[[str], None]]:
                 f"select wait_event from pg_stat_activity where application_name = '{name}' and wait_event = 'PgSleep'"
             ),
             "the locks are held",
+            pause=0.2,
         )
 
     yield hold
@@ -224,10 +225,10 @@ def test_a_killed_one_off_leaves_no_session_and_the_message_says_where_the_datab
     options = production.options(run_id=production.run_id("killed"), journal=str(journal), lock_timeout=0)
     worker = threading.Thread(target=lambda: results.append(run_module("alembic_migrate", options)))
     worker.start()
-    wait_until(lambda: replica.query(WAITING), "the revision waits")
+    wait_until(lambda: replica.query(WAITING), "the revision waits", pause=0.2)
 
     replica.client.containers.get(f"alembic-recovery-{options['run_id']}-migrate").kill()
-    worker.join(timeout=60)
+    worker.join(timeout=180)
 
     (result,) = results
     assert result["failed"] is True
@@ -237,7 +238,7 @@ def test_a_killed_one_off_leaves_no_session_and_the_message_says_where_the_datab
     assert f"not applied: {', '.join(left)}" in result["msg"]
     assert [step["revision"] for step in result["applied"]] == applied
     # Nobody of it is left, although the lock that it waited for is still held.
-    assert replica.query(SESSIONS) == "0"
+    wait_until(lambda: replica.query(SESSIONS) == "0", "its sessions have ended", pause=0.2)
     assert one_offs(replica) == []
     assert [line["event"] for line in map(json.loads, journal.read_text().splitlines())].count("proved") == len(applied)
     after = production.observe()

@@ -13,7 +13,7 @@ from tests.support.ansible_run import ROOT, clean_environment
 
 @pytest.mark.docker
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 @pytest.mark.xdist_group("molecule")
 def test_every_scenario_goes_to_its_end_and_its_tests_run() -> None:
     environment = clean_environment(REPLICA_PREFIX=f"tests_molecule_{os.getpid()}")

@@ -287,6 +287,14 @@ class Watch:
             time.sleep(0.002)
 
 
+def has_content(path: Path) -> bool:
+    """Whether a file is there with something in it; it may be removed at any moment."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def holding(directory: Path, marker: str) -> list[str]:
     """Files below a directory that hold a text, whatever they are."""
     return [

@@ -42,7 +42,7 @@ def start_and_find_pg_dump(place: Place, database: AppDatabase) -> tuple[ModuleP
     arguments = place.arguments(database)
     partial = place.directory / f"{database.name}_{arguments['run_id']}.dump.partial"
     module = ModuleProcess("pg_backup", arguments)
-    wait_until(lambda: module.ended() or (partial.exists() and partial.stat().st_size > 0), "pg_dump to write")
+    wait_until(lambda: module.ended() or injections.has_content(partial), "pg_dump to write")
     assert not module.ended(), module.result()
     return module, injections.processes(str(partial))[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import subprocess
@@ -100,7 +101,7 @@ def start_and_wait_for_pg_dump(server: Server) -> tuple[ModuleProcess, dict[str,
     arguments = server.arguments(BULKY)
     partial = server.directory / f"{BULKY}_{arguments['run_id']}.dump.partial"
     module = ModuleProcess("pg_backup", arguments)
-    wait_until(lambda: module.ended() or (partial.exists() and partial.stat().st_size > 0), "pg_dump to write")
+    wait_until(lambda: module.ended() or injections.has_content(partial), "pg_dump to write")
     assert not module.ended(), module.result()
     return module, arguments
 
@@ -257,13 +258,31 @@ def test_s02_a_password_is_in_no_command_line(server: Server) -> None:
     assert injections.holding(server.directory, MARKER) == []
 
 
+@contextlib.contextmanager
+def server_of_its_own(replica: DockerReplica, image: str, variables: dict[str, str]) -> Iterator[Container]:
+    """A server beside the replica's, with a database that has nothing in it; it goes in the end."""
+    name = f"{replica.prefix}_{uuid.uuid4().hex[:8]}"
+    container = replica.client.containers.run(
+        image,
+        name=name,
+        environment={
+            "POSTGRES_USER": USER, "POSTGRES_PASSWORD": "not needed", "POSTGRES_DB": DATABASE, **variables,
+        },
+        detach=True,
+        labels={"org.alembic-recovery.replica": name},
+    )  # fmt: skip
+    ready = ["env", "-u", "PGSERVICE", "-u", "PGHOST", "pg_isready", "-q", "-U", USER, "-d", DATABASE]
+    try:
+        wait_until(lambda: container.exec_run(ready).exit_code == 0, "the server to get ready", pause=0.2)
+        yield container
+    finally:
+        container.remove(force=True, v=True)
+
+
 @pytest.fixture
 def planted(docker_replica: DockerReplica) -> Iterator[Container]:
-    """A server of its own, whose container has been given variables that mislead PostgreSQL's programs."""
+    """Its container has been given variables that mislead PostgreSQL's programs."""
     variables = {
-        "POSTGRES_USER": USER,
-        "POSTGRES_PASSWORD": "not needed",
-        "POSTGRES_DB": DATABASE,
         "PGOPTIONS": "-c search_path=nowhere -c default_transaction_read_only=on",
         "PGSERVICE": "elsewhere",
         "PGHOST": "192.0.2.1",
@@ -271,19 +290,8 @@ def planted(docker_replica: DockerReplica) -> Iterator[Container]:
         "PGUSER": "nobody",
         "PGCLIENTENCODING": "LATIN1",
     }
-    container = docker_replica.client.containers.run(
-        docker_replica.container("postgres").image.id,
-        name=f"{docker_replica.prefix}_planted",
-        environment=variables,
-        detach=True,
-        labels={"org.alembic-recovery.replica": f"{docker_replica.prefix}_planted"},
-    )
-    ready = ["env", "-u", "PGSERVICE", "-u", "PGHOST", "pg_isready", "-q", "-U", USER, "-d", DATABASE]
-    try:
-        wait_until(lambda: container.exec_run(ready).exit_code == 0, "the server to get ready")
+    with server_of_its_own(docker_replica, str(docker_replica.container("postgres").image.id), variables) as container:
         yield container
-    finally:
-        container.remove(force=True, v=True)
 
 
 def test_s16_variables_of_the_container_do_not_decide(planted: Container, tmp_path: Path) -> None:
@@ -348,25 +356,26 @@ def test_s03_s04_the_whole_recovery_shows_no_password(server: Server, tmp_path: 
 
 def test_s17_the_tools_are_those_of_the_running_containers_image(docker_replica: DockerReplica, tmp_path: Path) -> None:
     """Dump and restore, while the tag of the server's image means another image: by its id, never by its name."""
-    server, log, cli = Server(docker_replica, tmp_path / "backups"), tmp_path / "log", tmp_path / "docker"
+    log, cli = tmp_path / "log", tmp_path / "docker"
     cli.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {log}\nexec docker "$@"\n')
     cli.chmod(0o755)
-    client, running = docker_replica.client, docker_replica.container("postgres").attrs
-    tag = str(running["Config"]["Image"])
-    mine, other = client.images.get(running["Image"]), docker_replica.container("aiproxysrv").image
-    place = {"database": server.options(), "docker_cli": str(cli)}
-    copy = naming.database(DATABASE, "restored", "20251021T031500Z-7f3a1c")
-    other.tag(tag)
+    tag, run_id = f"{docker_replica.prefix}-moves:latest", f"faults-{uuid.uuid4().hex[:8]}"
+    mine, other = (docker_replica.container(name).image for name in ("postgres", "aiproxysrv"))
+    mine.tag(tag)
     try:
-        arguments = {**server.arguments(), **place}
-        backup = run_module("pg_backup", arguments)
-        assert backup.get("changed") is True, backup
-        more = {"manifest": backup["manifest_file"], "into": copy, "run_id": arguments["run_id"]}
-        restored = run_module("pg_restore", {**place, **more})
-        assert restored.get("changed") is True, restored
+        with server_of_its_own(docker_replica, tag, {}) as container:
+            running = container.attrs
+            assert (running["Config"]["Image"], running["Image"]) == (tag, mine.id)
+            options = {"runtime": "docker", "container": container.name, "name": DATABASE, "user": USER}
+            place = {"database": options, "docker_cli": str(cli), "run_id": run_id}
+            other.tag(tag)
+            backup = run_module("pg_backup", {**place, "directory": str(tmp_path / "backups")})
+            assert backup.get("changed") is True, backup
+            copy = naming.database(DATABASE, "restored", "20251021T031500Z-7f3a1c")
+            restored = run_module("pg_restore", {**place, "manifest": backup["manifest_file"], "into": copy})
+            assert restored.get("changed") is True, restored
     finally:
-        mine.tag(tag)
-        run_module("pg_clone", {**place, "clone": copy, "state": "absent"})
+        docker_replica.client.images.remove(tag)
     made = [line for line in log.read_text().splitlines() if line.startswith(("run ", "create "))]
     assert {purpose for purpose in ("-backup", "-restore") if any(purpose in line for line in made)} == {
         "-backup", "-restore",

@@ -234,6 +234,7 @@ def test_row_57_the_name_of_a_run_is_not_used_twice(stack: FencedStack, place: P
         "database": described(stack.database),
         "clone": naming.database(stack.database.name, "new", stack.run_id),
     }
+    Witness(stack.database.server.conninfo()).wait_until_left(stack.database.name)
     assert run_module("pg_clone", options)["changed"] is True
     assert "is there already" in run_module("pg_clone", options)["msg"]
 

@@ -240,7 +240,7 @@ def test_without_a_bound_nobody_is_in_the_way_beforehand(behind: LayoutApp) -> N
 
 def test_who_is_in_the_way_after_a_long_statement_is_seen(behind: LayoutApp) -> None:
     alters = "alter table t_one add column kept int"
-    behind.revision("two", "one", f"op.execute('select pg_sleep(4); {alters}')")
+    behind.revision("two", "one", f"op.execute('select pg_sleep(11); {alters}')")
     with holding(behind, "nightly report") as holder:
         done = behind.migrate(lock_timeout=LOCK_TIMEOUT, lock_attempts=1)
         pid = holder.info.backend_pid

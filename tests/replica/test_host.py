@@ -72,7 +72,11 @@ def test_incident_answers_500_with_the_missing_column_in_the_log(broken: HostRep
     """What users saw on 2025-10-21, and what the log said."""
     behaviour.is_broken(broken.client)
     for program in ("api", "worker"):
-        assert "column songs.sketch_id does not exist" in broken.log(program).read_text()
+        # Celery stores a failure, which the API waits for, before it writes it to its log.
+        wait_until(
+            lambda program=program: "column songs.sketch_id does not exist" in broken.log(program).read_text(),
+            f"the log of {program} says it",
+        )
     assert query(broken, "select version_num from alembic_version") == BROKEN
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +151,22 @@ def test_container_state() -> None:
         "unhealthy",
         2,
     )
+
+
+def test_a_container_that_the_engine_is_just_removing_is_waited_for(tmp_path: Path) -> None:
+    """What it says meanwhile is that of Docker 20.10 and 28; on a real Engine that moment cannot be held."""
+    calls, program = tmp_path / "calls", tmp_path / "docker"
+    program.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {calls}
+if test "$(wc -l < {calls})" -lt 3; then
+    echo "Error response from daemon: removal of container $4 is already in progress" >&2
+else
+    echo "Error response from daemon: No such container: $4" >&2
+fi
+exit 1
+"""
+    )
+    program.chmod(0o755)
+    DockerCli(str(program)).remove("alembic-recovery-x-backup")
+    assert calls.read_text().splitlines() == ["rm --force --volumes alembic-recovery-x-backup"] * 3

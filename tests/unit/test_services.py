@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
+from collections.abc import Callable
 
 import pytest
 import service_restart
-from ansible.module_utils.alembic_recovery.errors import StackError
-from ansible.module_utils.alembic_recovery.services import LOG_PATTERNS, State, masked
+from ansible.module_utils.alembic_recovery import services
+from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackError
+from ansible.module_utils.alembic_recovery.services import LOG_PATTERNS, Service, State, masked, wait_until_up
 
 BAD = [
     "Traceback (most recent call last):",
@@ -85,3 +88,54 @@ def test_parse_moment(text: str, expected: datetime.datetime | None) -> None:
 def test_parse_moment_refuses() -> None:
     with pytest.raises(StackError, match="expected a moment such as"):
         service_restart.parse_moment("at three in the morning")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second goes by from look to look; what a look says of the age is left out, for SINCE is years ago."""
+    seconds = itertools.count()
+    monkeypatch.setattr(services.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(services.State, "age", lambda _state: 0.0)
+
+
+class Scripted(Service):
+    """A service that says of itself what it is told to, at each look."""
+
+    pause = 0.0
+
+    def __init__(self, looks: list[State]) -> None:
+        super().__init__("api", "supervisor unit api", 1)
+        self._looks = iter(looks)
+
+    def state(self) -> State:
+        return next(self._looks)
+
+    def log_lines(self) -> list[str]:
+        return ["column songs.sketch_id does not exist"]
+
+    restart = stop_argv = start_argv = log_lines  # not asked
+
+
+def looks(began: Callable[[int], datetime.datetime | None]) -> list[State]:
+    """It is running at each look, in a process that began at a moment."""
+    return [State("api", "", True, started_at=began(second)) for second in range(30)]
+
+
+def test_one_that_is_started_again_between_any_two_looks_is_not_up(clock: None) -> None:
+    """A look takes a second on a full machine: each then sees another process, which has been up for a moment."""
+    service = Scripted(looks(lambda second: SINCE + datetime.timedelta(seconds=second)))
+    with pytest.raises(RecoveryError, match=r"is started again and again: 9 times in 8 s.*sketch_id does not exist"):
+        wait_until_up(service, 8)
+
+
+@pytest.mark.parametrize(
+    "began",
+    [
+        pytest.param(lambda _second: SINCE, id="the same process"),
+        pytest.param(lambda second: SINCE + datetime.timedelta(milliseconds=20 * second), id="read inexactly"),
+        pytest.param(lambda _second: None, id="nobody knows since when"),
+        pytest.param(lambda second: SINCE + datetime.timedelta(seconds=second > 2), id="started twice, then it stays"),
+    ],
+)
+def test_one_that_stays_is_up(clock: None, began: Callable[[int], datetime.datetime | None]) -> None:
+    assert wait_until_up(Scripted(looks(began)), 8).running
