@@ -1,4 +1,7 @@
-"""A replica in containers for the whole session, and a place to run the product from."""
+"""A replica in containers for these tests, and a place to run the product from.
+
+It goes with the last of them: the health checks of its containers keep a processor busy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.docker.production import PASSWORD, Production, Site
 SMALL = Size(songs=200, rules=200)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
     """The replica in the state of 2025-10-21."""
     replica = DockerReplica(f"tests_{os.getpid()}", directory=tmp_path_factory.mktemp("replica"), password=PASSWORD)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -15,6 +14,7 @@ import docker.errors
 
 from replica.docker import DockerReplica
 from tests.docker.observation import ONE_OFF_LABEL, places
+from tests.support.command_lines import Watch
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Started:
     Attributes:
         one_offs: What `docker inspect` said of each container that the run has made, while it ran, in order.
         execs: What the engine knows of each program started in a running container, health checks included.
-        secrets: Command lines of this machine's processes (those in containers among them) with the marker in them.
+        secrets: Command lines of this machine's processes with the marker in them; known when it is over.
     """
 
     one_offs: list[dict[str, Any]] = field(default_factory=list)
@@ -63,22 +63,18 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
         marker: A part of each secret, to be looked for in command lines.
     """
     client = docker.from_env()
-    started, over = Started(), threading.Event()
+    started = Started()
     events = client.events(decode=True, filters={"type": "container"})
-    threads = [
-        threading.Thread(target=_listen, args=(client, events, started, places(replica))),
-        threading.Thread(target=_sample, args=(marker.encode(), started, over)),
-    ]
-    for thread in threads:
-        thread.start()
+    listener = threading.Thread(target=_listen, args=(client, events, started, places(replica)))
+    listener.start()
     try:
-        yield started
+        with Watch(marker, pause=0.02) as lines:
+            yield started
+        started.secrets = lines.found
     finally:
         time.sleep(0.5)
-        over.set()
         events.close()
-        for thread in threads:
-            thread.join(timeout=10)
+        listener.join(timeout=10)
         client.close()
 
 
@@ -100,13 +96,3 @@ def _listen(client: docker.DockerClient, events: Any, started: Started, beside: 
                     ours.add(identity)
             elif action.startswith("exec_create") and identity in ours:
                 started.execs.append(client.api.exec_inspect(attributes["execID"]))
-
-
-def _sample(marker: bytes, started: Started, over: threading.Event) -> None:
-    """Look through the process list again and again."""
-    while not over.wait(0.03):
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                line = path.read_bytes()
-                if marker in line:
-                    started.secrets.add(line.replace(b"\0", b" ").decode(errors="replace"))

@@ -199,7 +199,7 @@ def site(tmp_path: Path, broken_database: AppDatabase) -> Site:
     return Site(tmp_path / "site", broken_database)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def docker_replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerReplica]:
     """The replica as containers, in the state of 2025-10-21, with a password that can be found again."""
     # By its process: another run of these tests may use the same engine.

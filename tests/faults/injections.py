@@ -250,43 +250,6 @@ def fill(directory: Path) -> Path:
     return hog
 
 
-class Watch:
-    """Looks at all command lines of the machine, over and over, for a text that must not be in one."""
-
-    def __init__(self, marker: str) -> None:
-        self._marker = marker.encode()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.found: set[str] = set()
-        self.rounds = 0
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _look(self) -> None:
-        # Whoever has been there for a second has the command line that he will keep: to read them all each time would
-        # take a processor for itself.
-        first_seen: dict[str, float] = {f"{os.getpid()}": 0.0}
-        while not self._stop.is_set():
-            self.rounds += 1
-            now = time.monotonic()
-            for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 (it has to be quick)
-                if now - first_seen.setdefault(name, now) > 1.0:
-                    continue
-                try:
-                    line = Path(f"/proc/{name}/cmdline").read_bytes()
-                except OSError:
-                    continue
-                if self._marker in line:
-                    self.found.add(line.replace(b"\0", b" ").decode(errors="replace"))
-            time.sleep(0.002)
-
-
 def has_content(path: Path) -> bool:
     """Whether a file is there with something in it; it may be removed at any moment."""
     try:

@@ -27,8 +27,9 @@ from replica.engine import containers
 from tests.docker.observation import REHEARSAL_FILES, RUN_FILES, one_offs
 from tests.faults import injections
 from tests.faults.conftest import MARKED_PASSWORD, MARKER
-from tests.faults.injections import ModuleProcess, Watch, run_apart
+from tests.faults.injections import ModuleProcess, run_apart
 from tests.support.ansible_run import ROOT, run_playbook
+from tests.support.command_lines import Watch
 from tests.support.modules import run_module
 from tests.support.waiting import wait_until
 
@@ -76,7 +77,7 @@ class Server:
         return containers(self.replica.client, label=label)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bulky_server(docker_replica: DockerReplica) -> DockerReplica:
     """The replica with a second database, whose dump takes a second or two."""
     server = Server(docker_replica, Path("/nowhere"))

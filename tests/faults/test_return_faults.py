@@ -185,6 +185,7 @@ def test_row_53_a_service_that_starts_and_ends_is_not_up(stack: FencedStack, sec
 
 
 @pytest.mark.docker
+@pytest.mark.xdist_group("tests/faults/test_docker_faults.py")
 def test_row_53_a_container_that_is_up_and_unhealthy(docker_replica: DockerReplica) -> None:
     client = docker_replica.client
     image = docker_replica.container("aiproxysrv").image

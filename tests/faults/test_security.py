@@ -26,8 +26,9 @@ from replica.host import HostReplica
 from tests.docker.observation import RUN_FILES
 from tests.faults import injections
 from tests.faults.conftest import MARKED_PASSWORD, MARKER, Place, Site
-from tests.faults.injections import Watch, described, run_apart
+from tests.faults.injections import described, run_apart
 from tests.support.ansible_run import ROOT, Run, run, run_playbook
+from tests.support.command_lines import Watch
 from tests.support.modules import run_module
 
 OPEN_BITS = 0o077
