@@ -84,11 +84,17 @@ def _listen(client: docker.DockerClient, events: Any, started: Started, beside: 
     Which runs are this replica's is known from their first container, which is beside it; the rehearsal's are not.
     """
     ours, runs = {place.removeprefix("container:") for place in beside}, set()
+    known: dict[str, dict[str, Any]] = {}
     for event in events:
         attributes, action, identity = event["Actor"]["Attributes"], event["Action"], event["Actor"]["ID"]
+        one_off = ONE_OFF_LABEL in attributes
+        if one_off and action in ("create", "start"):
+            # Some live for a second, and on a full machine we are late: then what it was at first has to do.
+            with contextlib.suppress(docker.errors.NotFound):
+                known[identity] = client.api.inspect_container(identity)
         with contextlib.suppress(docker.errors.NotFound):
-            if action == "start" and ONE_OFF_LABEL in attributes:
-                seen = client.api.inspect_container(identity)
+            if one_off and action == "start" and identity in known:
+                seen = known[identity]
                 if seen["HostConfig"]["NetworkMode"] in beside:
                     runs.add(attributes[ONE_OFF_LABEL])
                 if attributes[ONE_OFF_LABEL] in runs:
