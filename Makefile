@@ -57,7 +57,7 @@ unit: venv ## Tests of pure code, of the documentation and of the house rules
 .PHONY: real
 real: venv ## All with real services, in one go: docker, molecule, pairwise, playbooks, replica, integration, verdicts, layouts
 	@tools/ensure-package sshd pgbouncer postgresql
-	@tools/ensure-docker $(PYTEST) --durations 20 --session-timeout 4500 \
+	@tools/ensure-docker $(PYTEST) --durations 20 --session-timeout 5000 \
 		tests/docker tests/faults tests/playbooks tests/replica tests/integration tests/verdicts tests/layouts tests/compat
 
 .PHONY: integration
