@@ -353,7 +353,7 @@ class DockerReplica:
         if health is not None:
             check = {
                 "test": ["CMD", "bash", "-c", health],
-                "interval": INTERVALS.get(service, 6) * SECOND,
+                "interval": INTERVALS.get(service, 10) * SECOND,
                 "timeout": 5 * SECOND,
                 "retries": 5,
             }

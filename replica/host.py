@@ -390,6 +390,7 @@ class HostReplica:
             "TLS_CERTIFICATE": self._at("tls/server.pem"),
             "TLS_KEY": self._at("tls/server.key"),
             "CELERY_BROKER_URL": "filesystem://",
+            "CELERY_BROKER_TRANSPORT": "songapi.broker:Transport",
             "CELERY_BROKER_OPTIONS": json.dumps(options),
             "CELERY_RESULT_BACKEND": f"file://{self._at('results')}",
             "WORKER_ALIVE_FILE": self._at("worker.alive"),

@@ -59,7 +59,11 @@ def sockets() -> Iterator[dict[str, str]]:
         yield {"ANSIBLE_SSH_CONTROL_PATH_DIR": directory}
 
 
-@pytest.fixture(scope="module", params=["deploy", pytest.param("engineer", marks=pytest.mark.thorough)])
+# In `make test`, molecule recovers over ssh as deploy.
+USERS = [pytest.param(user, marks=pytest.mark.thorough) for user in ("deploy", "engineer")]
+
+
+@pytest.fixture(scope="module", params=USERS)
 def recovered(
     request: pytest.FixtureRequest,
     made: Production,

@@ -100,10 +100,16 @@ class CutOffRuns(BreakableRuns):
         directory = str(self.target_state / "demo" / "runs")
         return {"database": database, "services": stack["services"], "directory": directory}
 
+    def wait_for_the_keeper(self) -> None:
+        """Wait until the lock of the run before is gone, for each run that is refused costs as much as a look does."""
+        held = "select pid from pg_stat_activity where application_name ~ '^alembic-recovery:.*:lock$'"
+        wait_until(lambda: answers(self) and not self.server(held), "the lock is gone", 300, pause=0.5)
+
     def recover_when_it_may(self) -> Outcome:
         """Run recover.yml until nobody else is at work."""
         deadline = time.monotonic() + 300
         while True:
+            self.wait_for_the_keeper()
             done = self.recover(variables={"recovery_rehearse": False})
             if "Somebody else is at work" not in done.words or time.monotonic() > deadline:
                 return done
@@ -194,6 +200,7 @@ def cut_off(runs: CutOffRuns, stage: str, victim: str) -> str:
     """Start a run when it may, kill the victim in the stage, and return all that was printed."""
     deadline = time.monotonic() + 300
     while True:
+        runs.wait_for_the_keeper()
         said, was_cut_off = _cut_off_or_refused(runs, stage, victim)
         if was_cut_off:
             return said

@@ -44,7 +44,8 @@ def make_celery() -> Celery:
     """The Celery application.
 
     CELERY_BROKER_URL and CELERY_RESULT_BACKEND say where messages and results go,
-    CELERY_BROKER_OPTIONS (a JSON object) what the transport needs besides.
+    CELERY_BROKER_OPTIONS (a JSON object) what the transport needs besides, CELERY_BROKER_TRANSPORT (`module:class`)
+    which one it is, if it is none of kombu's.
 
     Returns:
         A configured application.
@@ -55,6 +56,7 @@ def make_celery() -> Celery:
         backend=os.environ["CELERY_RESULT_BACKEND"],
     )
     celery.conf.update(
+        broker_transport=os.environ.get("CELERY_BROKER_TRANSPORT"),
         broker_transport_options=json.loads(os.environ.get("CELERY_BROKER_OPTIONS", "{}")),
         broker_connection_retry_on_startup=True,
         result_expires=600,
