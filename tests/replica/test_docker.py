@@ -66,8 +66,8 @@ def test_containers_are_those_of_production(broken: DockerReplica) -> None:
     """Names, Compose labels, health, restart policies; the database's port is not published, the proxy's is."""
     for service in SERVICES:
         container = broken.container(service)
-        assert container.name == f"replica_broken-{service}-1"
-        assert container.labels["com.docker.compose.project"] == "replica_broken"
+        assert container.name == f"{broken.prefix}-{service}-1"
+        assert container.labels["com.docker.compose.project"] == broken.prefix
         assert container.labels["com.docker.compose.service"] == service
         assert container.attrs["State"]["Health"]["Status"] == "healthy"
         assert container.attrs["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
