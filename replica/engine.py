@@ -11,7 +11,7 @@ from docker.models.containers import Container
 def containers(client: docker.DockerClient, **filters: Any) -> list[Container]:
     """Return all containers, running or not, that match filters.
 
-    The SDK (7.1) lists identifiers first and asks about each one afterwards; without `ignore_removed` a container
+    The SDK (7.2) lists identifiers first and asks about each one afterwards; without `ignore_removed` a container
     that goes between the two, of whoever, makes the call fail.
 
     Args:

@@ -24,7 +24,7 @@ class Started:
     Attributes:
         one_offs: What `docker inspect` said of each container that the run has made, while it ran, in order.
         execs: What the engine knows of each program started in a running container, health checks included.
-        secrets: Command lines of this machine's processes with the marker in them; known when it is over.
+        secrets: Command lines of this machine's processes with the marker in them.
     """
 
     one_offs: list[dict[str, Any]] = field(default_factory=list)
@@ -69,8 +69,8 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
     listener.start()
     try:
         with Watch(marker, pause=0.02) as lines:
+            started.secrets = lines.found
             yield started
-        started.secrets = lines.found
     finally:
         time.sleep(0.5)
         events.close()
