@@ -53,7 +53,7 @@ def sound_plays(client: Client) -> None:
 def worker_answers(client: Client) -> None:
     """The worker reads songs through the models."""
     answer = client.request("/api/v1/worker")
-    assert answer.status == 200
+    assert answer.status == 200, answer.body
     assert answer.json()["songs"] == client.request("/api/v1/songs?per_page=1").json()["total"]
     assert len(answer.json()["latest"]) == 5
 
@@ -61,7 +61,7 @@ def worker_answers(client: Client) -> None:
 def page_is_served(client: Client) -> None:
     """The page and all that it loads."""
     page = client.request("/")
-    assert page.status == 200
+    assert page.status == 200, page.body
     assert page.headers["content-type"].startswith("text/html")
     for name, kind in (("page.js", "javascript"), ("style.css", "text/css")):
         assert f"/static/{name}".encode() in page.body
@@ -72,7 +72,7 @@ def songs_can_be_added(client: Client) -> None:
     """A new song is the newest; nonsense is refused."""
     total = client.request("/api/v1/songs").json()["total"]
     added = client.request("/api/v1/songs", data={"title": "Neues „Lied“ 🎵", "lyrics": "a\r\nb\t\\"})
-    assert added.status == 201
+    assert added.status == 201, added.body
     listed = client.request("/api/v1/songs?per_page=1").json()
     assert (listed["total"], listed["items"][0]["id"]) == (total + 1, added.json()["id"])
     assert client.request(f"/api/v1/songs/{added.json()['id']}").json()["lyrics"] == "a\r\nb\t\\"
