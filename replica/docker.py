@@ -8,7 +8,6 @@ import io
 import json
 import secrets
 import shutil
-import socket
 import subprocess
 import tarfile
 import time
@@ -26,6 +25,7 @@ from replica.engine import containers
 from replica.errors import ReplicaError
 from replica.expect import expectation
 from replica.host import add_up_options, dump_inventory, size_of
+from replica.ports import free_port
 from replica.web import Client
 
 PREFIX = "mac_ki_service"
@@ -475,7 +475,7 @@ class DockerReplica:
             names.edge,
             command=["nginx", "-g", "daemon off;"],
             health=_ASK_PROXY,
-            ports={"443/tcp": ("127.0.0.1", port or _free_port())},
+            ports={"443/tcp": ("127.0.0.1", port or free_port())},
         )
         files = {
             f"/etc/nginx/tls/{name}": (self.directory / name).read_bytes() for name in ("server.pem", "server.key")
@@ -536,14 +536,6 @@ def _archive(files: Mapping[str, bytes]) -> bytes:
             entry.mode = 0o600 if name.endswith(".key") else 0o644
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
-
-
-def _free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from replica import application, certificates, seed
 from replica.application import DATABASE, USER, State
 from replica.errors import ReplicaError
 from replica.expect import expectation
+from replica.ports import free_port
 from replica.postgres import EmbeddedPostgres
 from replica.web import Client
 
@@ -353,7 +353,6 @@ class HostReplica:
         # Root's PostgreSQL runs as another user, who must get past this directory, but can list nothing.
         self.directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
         state = {
-            "port": _free_port(),
             "socket_dir": tempfile.mkdtemp(prefix="replica-run-"),
             "migrates": migrates,
             "strict_start": strict_start,
@@ -400,7 +399,9 @@ class HostReplica:
         return application.environment(self.database_url, settings)
 
     def _configure(self) -> None:
-        """Write supervisord's configuration and the inventory."""
+        """Write supervisord's configuration and the inventory; choose the port, which soon has its listener then."""
+        state = {**self._state(), "port": free_port()}
+        certificates.write_private(self.directory / STATE_FILE, json.dumps(state).encode())
         sockets = Path(self._state()["socket_dir"])
         program = {
             "directory": str(self.application),
@@ -486,14 +487,6 @@ def dump_inventory(inventory: dict[str, Any]) -> str:
     """
     text: str = yaml.safe_dump(inventory, sort_keys=False, allow_unicode=True, width=100)
     return "---\n" + text
-
-
-def _free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:

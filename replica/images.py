@@ -218,7 +218,9 @@ def _wheels(client: docker.DockerClient, report: Report) -> Files:
                 subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False),
                 "fetch the application's packages",
             )
-            shutil.copytree(fetched, directory)
+            whole = Path(fetched).with_suffix(".whole")
+            shutil.copytree(fetched, whole)
+            whole.rename(directory)
     return {f"wheels/{path.name}": _File(path.read_bytes(), 0o644) for path in sorted(directory.glob("*.whl"))}
 
 

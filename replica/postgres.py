@@ -30,6 +30,8 @@ DISTRIBUTION = Path("/usr/lib/postgresql")
 # A Unix socket's path has room for 107 bytes (104 on macOS), the file's own name included.
 LONGEST_SOCKET_DIR = 104 - len("/.s.PGSQL.5432.lock") - 1
 LOCATION = "postgres.json"
+# A checkpoint, or what a crash has left, takes its time on a disk that others use, too.
+START_OR_STOP_SECONDS = "300"
 
 
 def distribution_version() -> int:
@@ -171,7 +173,7 @@ class EmbeddedPostgres:
         Raises:
             ReplicaError: It did not start; the message holds the end of its log.
         """
-        arguments = ["-w", "-t", "60", "-D", str(self.data), "-l", str(self.log), "start"]
+        arguments = ["-w", "-t", START_OR_STOP_SECONDS, "-D", str(self.data), "-l", str(self.log), "start"]
         result = self._run("pg_ctl", *arguments)
         if result.returncode != 0:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]) if self.log.exists() else ""
@@ -187,7 +189,7 @@ class EmbeddedPostgres:
             ReplicaError: It is still running.
         """
         if self.running():
-            arguments = ["-w", "-t", "60", "-m", mode, "-D", str(self.data), "stop"]
+            arguments = ["-w", "-t", START_OR_STOP_SECONDS, "-m", mode, "-D", str(self.data), "stop"]
             checked(self._run("pg_ctl", *arguments), "stop PostgreSQL")
 
     def running(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,9 +49,10 @@ def test_a_message_that_is_still_written_is_waited_for(
     queues: list[SimpleQueue], messages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reader looks while the file is there and empty."""
-    written = filesystem.dumps
+    written, seen = filesystem.dumps, threading.Event()
 
     def slowly(payload: Any) -> Any:
+        seen.wait()
         time.sleep(WRITING_SECONDS)
         return written(payload)
 
@@ -59,6 +61,7 @@ def test_a_message_that_is_still_written_is_waited_for(
     with ThreadPoolExecutor() as pool:
         sent = pool.submit(writer.put, {"song": 7})
         wait_until(lambda: [file.stat().st_size for file in messages.glob("*.msg")] == [0], "an empty file", pause=0.01)
+        seen.set()
         assert reader.get(timeout=60).payload == {"song": 7}
         sent.result()
     assert list(messages.glob("*.msg")) == []

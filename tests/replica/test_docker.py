@@ -126,6 +126,7 @@ def test_acceptance_2_plain_alembic_upgrade_head_exits_0_and_moves_nothing(broke
         broken.container(service).restart()
     broken.web.wait("/api/v1/songs", seconds=120)
     behaviour.songs_are_listed(broken.web)
+    wait_until(lambda: broken.web.request("/api/v1/worker").status == 200, "the worker is up again, too")
     behaviour.worker_answers(broken.web)
 
 

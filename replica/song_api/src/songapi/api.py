@@ -20,7 +20,7 @@ from songapi import audio, tasks
 from songapi.database import make_sessions, require_schema
 from songapi.models import SONG_STATUSES, Song, User
 
-WORKER_SECONDS = 15
+WORKER_SECONDS = 45
 PAGE_LIMIT = 100
 
 routes = Blueprint("songs", __name__)
