@@ -54,7 +54,8 @@ class ActionModule(ActionBase):
         if os.path.lexists(directory):
             _refuse_unless_private(directory)
         wanted = [(entry, directory / Path(entry["path"]).name) for entry in args["files"]]
-        missing = [(entry, final) for entry, final in wanted if not _is(final, entry["sha256"])]
+        with self._sign_of_life():
+            missing = [(entry, final) for entry, final in wanted if not _is(final, entry["sha256"])]
         for entry, final in missing:
             if final.exists():
                 raise AnsibleActionFail(f"{final} is there already, and is another file; nothing is overwritten.")
@@ -77,10 +78,11 @@ class ActionModule(ActionBase):
                 partial.unlink(missing_ok=True)
                 # Private from the first byte on; the transfer keeps the mode of a file that is there.
                 os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-                reason = self._transfer(entry, partial)
-                if not reason:
-                    _settle(partial, final)
-                    return
+                with self._sign_of_life():
+                    reason = self._transfer(entry, partial)
+                    if not reason:
+                        _settle(partial, final)
+                        return
                 Display().warning(f"{final.name}, attempt {attempt} of {_ATTEMPTS}: {reason}")
         finally:
             partial.unlink(missing_ok=True)
@@ -95,8 +97,7 @@ class ActionModule(ActionBase):
             # `smart` falls back to `piped`, which reads the whole file into memory.
             self._connection.set_option("ssh_transfer_method", "sftp")
         try:
-            with self._sign_of_life():
-                self._connection.fetch_file(entry["path"], str(partial))
+            self._connection.fetch_file(entry["path"], str(partial))
         except (AnsibleConnectionFailure, AnsibleError, OSError) as error:
             self._connection.reset()
             return f"the transfer failed: {' '.join(str(error).split())[-300:]}."

@@ -486,6 +486,7 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     if task.doable and (module.check_mode or module._diff):  # noqa: SLF001
         result.update(task.plan())
     if task.doable and not module.check_mode:
+        record.require_lock(directory)
         record.within_fence(directory, "migrating", revisions=task.steps)
         result.update(task.act())
         record.within_fence(directory, "migrated")

@@ -69,13 +69,13 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     all_services = arguments.Places(params).services()
     result: dict[str, t.Any] = {"policies": {}, "stopped": []}
     seen = [(service, service.state(), service.policy()) for service in reversed(all_services)]
-    result["stopped"] = [service.name for service, state, _policy in seen if state.running]
+    result["stopped"] = [service.name for service, state, _policy in seen if state.running or state.starting]
     result["policies"] = {service.name: policy for service, _state, policy in seen if policy is not None}
-    due = [(service, state.running, policy not in (None, _OFF)) for service, state, policy in seen]
-    changed = any(running or restarts for _service, running, restarts in due)
+    due = [(service, policy not in (None, _OFF)) for service, _state, policy in seen]
+    changed = bool(result["stopped"]) or any(restarts for _service, restarts in due)
     if changed and not module.check_mode:
         record.begin(params["run_directory"], "fencing", stopped=result["stopped"])
-        for service, _running, restarts in due:
+        for service, restarts in due:
             if restarts:
                 service.set_policy(_OFF)
             # Also one that did not run when it was looked at: it may be between two attempts to start.

@@ -29,6 +29,10 @@ import typing as t
 _PING_S = 5.0
 _LOOK_S = 1.0
 _END = "--end--"
+_ENDING = "keeper.ending.json"
+_IDLE = (
+    "select set_config('idle_session_timeout', '%s', false) where current_setting('server_version_num')::int >= 140000"
+)
 
 
 class Session:
@@ -102,10 +106,7 @@ class Keeper:
         """Connect and take the lock, if nobody has it."""
         self._session = Session(self._task["psql"], self._task["environment"])
         # PostgreSQL 14 and later end the session of a keeper that was killed, whatever became of its psql.
-        self._session.ask(
-            "select set_config('idle_session_timeout', '30s', false) "
-            "where current_setting('server_version_num')::int >= 140000"
-        )
+        self._session.ask(_IDLE % "30s")
         answer = self._session.ask(
             "select pg_try_advisory_lock(%d, %d) /* %s */" % (*self._task["lock"], self._who(self._record()))
         )
@@ -123,9 +124,7 @@ class Keeper:
                 # The module that has written this ends us; if it was killed before, the grace does.
                 if not self._run_is_alive():
                     break
-            elif not self._run_is_alive():
-                self._say("The run is dead in the stage %s." % record.get("stage"))
-                self._end_outage(record)
+            elif not self._run_is_alive() and self._end_outage(record):
                 break
             if not self._ping(record):
                 self._write("LOCK_LOST", {"at": _now()})
@@ -177,9 +176,12 @@ class Keeper:
 
     def _somebody_else_has_it(self) -> bool:
         session = Session(self._task["psql"], self._task["environment"])
+        # A session of ours that is gone for us may not be gone for the server yet: that is nobody else.
         answer = session.ask(
-            "select count(*) from pg_locks where locktype = 'advisory' and granted and objsubid = 2 "
-            "and classid::bigint = %d and objid::bigint = %d" % tuple(part % 2**32 for part in self._task["lock"])
+            "select count(*) from pg_locks l where locktype = 'advisory' and granted and objsubid = 2 "
+            "and classid::bigint = %d and objid::bigint = %d and not exists (select from pg_stat_activity a "
+            "where a.pid = l.pid and a.application_name = current_setting('application_name'))"
+            % tuple(part % 2**32 for part in self._task["lock"])
         )
         session.close()
         return answer is not None and answer != ["0"]
@@ -191,13 +193,25 @@ class Keeper:
 
     # -- the outage ------------------------------------------------------------------------------------------------
 
-    def _end_outage(self, record: t.Mapping[str, t.Any]) -> None:
-        """Run the commands of the page for emergencies, if the application is down."""
+    def _end_outage(self, record: t.Mapping[str, t.Any]) -> bool:
+        """Run the commands of the page for emergencies, if the application is down; False: the run is alive after all.
+
+        A run signs in first and then looks whether it is taken for dead; here it is the other way round. So they never
+        both go on.
+        """
         stage = record.get("stage")
         if stage not in self._task["fenced"] and stage not in self._task["swapped"]:
-            return
+            self._say("The run is dead in the stage %s." % stage)
+            return True
         # First of all: a run that wakes up now finds this, and does nothing more.
-        self._write("keeper.ending.json", {"at": _now(), "stage": stage})
+        self._write(_ENDING, {"at": _now(), "stage": stage})
+        if self._run_is_alive():
+            self._remove(_ENDING)
+            return False
+        self._say("The run is dead in the stage %s." % stage)
+        if self._session is not None:
+            # Starting services may take longer, and until that is done nobody else shall be at work.
+            self._session.ask(_IDLE % "0")
         # What it noted until then counts: it may have given the database another name in between.
         record = self._record() or record
         swapped = self._is_swapped(record)
@@ -212,6 +226,7 @@ class Keeper:
         else:
             self._say("Somebody has made another database of that name: the services are not started on it.")
         self._write("keeper.json", {"at": _now(), "stage": stage, "swapped": swapped, "commands": done})
+        return True
 
     def _is_swapped(self, record: t.Mapping[str, t.Any]) -> bool | None:
         """Whether the migrated database has the application's name; names are exchanged in one transaction."""
@@ -280,6 +295,12 @@ class Keeper:
             self._write_file(name, facts)
         except OSError as error:
             self._say("%s cannot be written: %s" % (name, error))
+
+    def _remove(self, name: str) -> None:
+        try:
+            os.unlink(os.path.join(self._directory, name))
+        except OSError as error:
+            self._say("%s cannot be removed: %s" % (name, error))
 
     def _write_file(self, name: str, facts: t.Mapping[str, t.Any]) -> None:
         path = os.path.join(self._directory, name)

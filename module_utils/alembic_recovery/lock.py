@@ -25,7 +25,10 @@ from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackErr
 # its object id changes with a swap.
 _CLASS = 0x616C7265  # "alre"
 _START_S = 30.0
-_END_S = 20.0
+# One look of a keeper with a slow server takes half of it.
+_END_S = 60.0
+# A keeper that ends an outage is not disturbed: it opens the database, and starts the services.
+_OUTAGE_S = 600.0
 # Imported, because Ansible sends only what a module imports.
 _SOURCE = f"{keeper.__name__.rpartition('.')[2]}.py"
 _LOG = "keeper.log"
@@ -181,10 +184,20 @@ def log_tail(directory: str) -> str:
 
 
 def keeper_pids(directory: str) -> list[int]:
-    """The process ids of the keepers of a run that are alive on this host (Linux)."""
+    """The process ids of the keepers of a run that are alive on this host."""
+    path = os.path.join(directory, _SOURCE)
+    return _pids_from_proc(path) if os.path.isdir("/proc/self") else pids_from_ps(path)
+
+
+def pids_from_ps(path: str) -> list[int]:
+    """The processes whose last word is a path, where there is no /proc (macOS)."""
+    lines = process.run(["ps", "-A", "-ww", "-o", "pid=,args="], timeout=30.0).stdout.splitlines()
+    return [int(line.split()[0]) for line in lines if line.endswith(f" {path}")]
+
+
+def _pids_from_proc(path: str) -> list[int]:
     found = []
-    path = os.path.join(directory, _SOURCE).encode()
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+    for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
@@ -192,7 +205,7 @@ def keeper_pids(directory: str) -> list[int]:
                 words = file.read().split(b"\0")
         except OSError:
             continue
-        if path in words:
+        if path.encode() in words:
             found.append(int(name))
     return found
 
@@ -207,14 +220,41 @@ def end_keeper(directory: str, maintenance: postgres.Database, database: str, ru
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             continue
-    deadline = time.monotonic() + _END_S
+    began = time.monotonic()
     while True:
         seen = holder(maintenance, database)
-        if (seen is None or seen.application != session_name(run_id)) and not keeper_pids(directory):
+        if seen is not None and seen.application != session_name(run_id):
+            seen = None
+        pids = keeper_pids(directory)
+        if seen is None and not pids:
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() - began > (_OUTAGE_S if ends_outage(directory) else _END_S):
+            by_hand = f"select pg_terminate_backend({seen.pid})" if seen else f"kill {' '.join(map(str, pids))}"
             raise StackError(
-                f"The lock of run {run_id} is still there{f': {seen}' if seen else ''}. It goes within two minutes; or "
-                f"end it by hand: select pg_terminate_backend({seen.pid if seen else 'PID'})"
+                f"The {'lock' if seen else 'keeper'} of run {run_id} is still there{f': {seen}' if seen else ''}. It "
+                f"goes within two minutes; or end it by hand: {by_hand}"
             )
         time.sleep(0.2)
+
+
+def ends_outage(directory: str) -> bool:
+    """Whether the keeper of a run has begun to end an outage, and has not done it yet."""
+    begun, done = (os.path.exists(os.path.join(directory, name)) for name in (record.ENDING, record.OUTCOME))
+    return begun and not done
+
+
+def keeps(run: record.Record) -> Holder | None:
+    """Who would have the lock if its session had not gone, as with a restart of the server; ``None``: it has ended."""
+    pids = keeper_pids(run.directory)
+    if not pids:
+        return None
+    run_id = str(run.facts["run_id"])
+    return Holder(
+        pids[0],
+        session_name(run_id),
+        str(run.facts["stages"][0]["at"]),
+        run_id,
+        str(run.facts.get("operator") or ""),
+        str(run.facts.get("controller") or ""),
+        run.stage,
+    )

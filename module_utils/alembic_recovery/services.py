@@ -29,11 +29,16 @@ _LOG_LINES = 5000
 _LINE_LENGTH = 300
 # How long a service without a health check must stay up to count as started.
 _SETTLE_S = 3.0
+# Within this time, one that has ended by itself is started again, if it ever is.
+_COMES_BACK_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How a service is: `health` is empty where nobody checks it; `problem` is empty where there is none."""
+    """How a service is: `health` is empty where nobody checks it; `problem` is empty where there is none.
+
+    `said` is the manager's own word for it, if it has one.
+    """
 
     name: str
     where: str
@@ -42,6 +47,17 @@ class State:
     restarts: int = 0
     started_at: datetime.datetime | None = None
     image: str = ""
+    said: str = ""
+
+    @property
+    def starting(self) -> bool:
+        """Whether it is being started, or is about to be, and nobody knows yet whether it stays."""
+        return self.said in ("STARTING", "BACKOFF", "activating")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop and has not ended yet; a manager refuses to start it until then."""
+        return self.said in ("STOPPING", "deactivating")
 
     @property
     def problem(self) -> str:
@@ -110,19 +126,33 @@ class Service(abc.ABC):
 
         :raises RecoveryError: it was refused, or it still runs.
         """
-        process.run(self.stop_argv(), timeout=self.stop_timeout + 120.0)
-        deadline = time.monotonic() + self.stop_timeout + 10.0
-        while self.state().running:
-            if time.monotonic() > deadline:
-                raise RecoveryError(f"{self.name} ({self.where}) was told to stop and still runs.", service=self.name)
+        began = time.monotonic()
+        while True:
+            process.run(self.stop_argv(), timeout=self.stop_timeout + 120.0)
+            seen = self._wait_while(lambda state: state.running or state.stopping, self.stop_timeout + 10.0)
+            if self._stays_down(seen, time.monotonic() - began):
+                return
             time.sleep(self.pause)
 
     def start(self) -> None:
-        """Start it; returns when that has been asked for.
+        """Start it, once an earlier stop is over; returns when that has been asked for.
 
-        :raises RecoveryError: it was refused.
+        :raises RecoveryError: it was refused, or the stop is not over.
         """
+        self._wait_while(lambda state: state.stopping, self.stop_timeout + 120.0)
         process.run(self.start_argv(), timeout=120.0)
+
+    def _wait_while(self, there: t.Callable[[State], bool], seconds: float) -> State:
+        deadline = time.monotonic() + seconds
+        while there(seen := self.state()):
+            if time.monotonic() > deadline:
+                raise RecoveryError(f"{self.name} ({self.where}) was told to stop and still runs.", service=self.name)
+            time.sleep(self.pause)
+        return seen
+
+    def _stays_down(self, seen: State, seconds: float) -> bool:  # noqa: ARG002 (a manager that forgets a stop needs it)
+        """Whether it does not come up again by itself: `seconds` after it was first told to stop."""
+        return True
 
     def policy(self) -> str | None:
         """What starts it again by itself, as it is written in commands; ``None`` where a stop is respected."""
@@ -259,7 +289,15 @@ class SupervisorService(UnitService):
             raise RecoveryError(f"supervisorctl gave no state for {self._unit}: {done.stdout.strip()[:300]}")
         started = self._started_at(int(match.group(2))) if match.group(2) else None
         loop = match.group(1) in ("BACKOFF", "FATAL")
-        return State(self.name, self.where, match.group(1) == "RUNNING", restarts=int(loop), started_at=started)
+        word = match.group(1)
+        return State(
+            self.name,
+            self.where,
+            word == "RUNNING",
+            restarts=int(loop),
+            started_at=started,
+            said=word,
+        )
 
     def restart(self) -> None:
         """See :meth:`Service.restart`."""
@@ -270,6 +308,13 @@ class SupervisorService(UnitService):
         done = process.run([*self._control, "start", self._unit], timeout=limit, expected=(0, 7))
         if done.rc != 0:  # it ended before supervisord's startsecs were over: its log says why
             raise _not_up(self, f"does not stay up (supervisorctl: {' '.join(done.stdout.split())})")
+
+    def _stays_down(self, seen: State, seconds: float) -> bool:
+        """A program that has ended by itself is started again up to a second later.
+
+        In between, supervisord (4.3) takes no stop: it says NOT_RUNNING, and supervisorctl ends with 0.
+        """
+        return seen.said in ("STOPPED", "FATAL") or (seen.said == "EXITED" and seconds > _COMES_BACK_S)
 
     def stop_argv(self) -> list[str]:
         """See :meth:`Service.stop_argv`; supervisord itself knows how long it waits (stopwaitsecs)."""
@@ -315,6 +360,7 @@ class SystemdService(UnitService):
             found.get("ActiveState") == "active",
             restarts=int(found.get("NRestarts") or 0),
             started_at=self._started_at(pid) if pid else None,
+            said=found.get("ActiveState", ""),
         )
 
     def restart(self) -> None:

@@ -46,6 +46,8 @@ def look(places: arguments.Places, params: t.Mapping[str, t.Any], directory: str
     databases = fence.entries(maintenance, *names)
     unfinished = [run for run in record.runs(directory) if run.stage not in record.ENDED and _of(run, name)]
     run = next((run for run in unfinished if run.facts["run_id"] != params["run_id"]), None)
+    # A server that was restarted has ended the lock's session: its keeper takes it again, or ends the outage.
+    who = who or (lock.keeps(run) if run else None)
     return aftermath.Evidence(
         database=name,
         run=run.facts if run else None,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import signal
 import threading
 import time
 from typing import Any
 
+import psutil
 import pytest
 from ansible.module_utils.alembic_recovery import lock, naming, record
 
-from tests.support.evidence import mode
+from tests.support.evidence import Witness, mode
 from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
 from tests.support.waiting import wait_until
@@ -126,11 +125,9 @@ def test_it_stays_as_long_as_a_process_of_the_run_is_alive(stack: FencedStack) -
 
 def test_it_goes_with_a_keeper_that_is_killed(stack: FencedStack) -> None:
     stack.lock()
-    (pid,) = lock.keeper_pids(str(stack.directory))
 
-    os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
 
-    wait_until(lambda: not stack.lock_holders(), "the lock is gone")
     refused = stack.run("pg_fence", state="closed")
     assert refused["failed"] is True
     assert "The lock of this run is gone" in refused["msg"]
@@ -146,6 +143,69 @@ def test_it_is_taken_again_after_a_restart_of_postgresql(stack: FencedStack) -> 
 
     wait_until(lambda: bool(stack.lock_holders()), "the lock is back")
     assert stack.lock()["changed"] is False
+
+
+def test_its_keeper_is_found_without_proc_as_on_macos(stack: FencedStack) -> None:
+    stack.lock()
+    place = str(stack.directory)
+    found = lock.keeper_pids(place)
+
+    assert len(found) == 1
+    assert lock.pids_from_ps(f"{place}/keeper.py") == found
+    stack.kill_keeper()
+    assert lock.pids_from_ps(f"{place}/keeper.py") == []
+
+
+def test_a_session_of_its_own_that_the_server_still_has_is_nobody_else(stack: FencedStack) -> None:
+    """The server's process gives no answer, and keeps the lock meanwhile: the keeper comes back for it."""
+    stack.lock(grace=300)
+    held = (
+        "select pid from pg_locks join pg_stat_activity using (pid) where locktype = 'advisory' and granted "
+        f"and application_name = '{lock.session_name(stack.run_id)}'"
+    )
+    witness = Witness(stack.database.server.conninfo())
+    first = witness.value(held)
+    backend = psutil.Process(first)
+    backend.suspend()
+    try:
+        wait_until(lambda: "Taking the lock again" in (stack.directory / "keeper.log").read_text(), "it is missed")
+        time.sleep(5)
+    finally:
+        backend.resume()
+
+    wait_until(lambda: [pid for (pid,) in witness.query(held) if pid != first], "another session has the lock")
+    assert not (stack.directory / "LOCK_LOST").exists()
+    assert stack.lock()["changed"] is False
+
+
+def test_while_it_ends_the_outage_nobody_else_is_let_in(stack: FencedStack) -> None:
+    """Also when that takes longer than an idle session may live, or when the server ends the lock's session."""
+    stack.lock(grace=2)
+    stack.run("service_stop")
+    stack.run("pg_fence", state="closed")
+    supervisor = psutil.Process(int((stack.supervised.directory / "supervisord.pid").read_text()))
+    supervisor.suspend()
+    try:
+        wait_until((stack.directory / "keeper.ending.json").exists, "the keeper has begun")
+        time.sleep(33)
+        assert stack.lock_holders() == [lock.session_name(stack.run_id)]
+
+        stack.admin(
+            "select pg_terminate_backend(pid, 60000) from pg_stat_activity "
+            f"where application_name = '{lock.session_name(stack.run_id)}'"
+        )
+        assert stack.lock_holders() == []
+        options = {**stack.options(), "run_id": "20260101T000000Z-abcdef", "directory": str(stack.runs)}
+        seen = run_module("run_status", options)
+        assert seen["action"] == "wait", seen
+        assert f"run {stack.run_id}, started by anna from laptop" in seen["sentence"]
+    finally:
+        supervisor.resume()
+
+    wait_until((stack.directory / "keeper.json").exists, "the keeper has acted")
+    wait_until(lambda: run_module("run_status", options)["action"] == "take_back", "it has ended")
+    assert set(stack.states().values()) <= {"RUNNING", "STARTING"}
+    assert [step["rc"] for step in json.loads((stack.directory / "keeper.json").read_text())["commands"]] == [0] * 3
 
 
 @pytest.mark.parametrize("stage", ["fencing", "migrating"])

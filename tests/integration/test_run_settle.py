@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
-from ansible.module_utils.alembic_recovery import lock, naming, record
+from ansible.module_utils.alembic_recovery import naming, record
 from ansible.module_utils.alembic_recovery import settle as module_settle
 
+from replica.databases import AppDatabase
 from tests.support.ansible_run import ROOT
 from tests.support.evidence import Witness
 from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
 from tests.support.stacks import witness_of
+from tests.support.supervised import STEADY, STUBBORN, Supervised
 from tests.support.waiting import wait_until
 
 
@@ -41,8 +42,7 @@ def cut_off(stack: FencedStack, stage: str) -> None:
     stack.run("service_stop")
     run_module("pg_fence", stack.options(state="closed"))
     record.begin(str(stack.directory), stage)
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
 
 
 def test_row_54_a_run_that_was_cut_off_is_found_and_taken_back(stack: FencedStack) -> None:
@@ -80,8 +80,7 @@ def test_row_54_after_the_swap_the_services_are_started_on_the_migrated_database
     run_module("pg_fence", stack.options(state="closed"))
     before = stack.databases()
     stack.swap(replacement=new, keep_as=old, run_directory=str(stack.directory), row_counts={"public.songs": 3})
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
     assert stack.record()["row_counts"] == {"public.songs": 3}
 
     assert status(stack)["action"] == "finish"
@@ -110,6 +109,29 @@ def test_row_54_processes_and_sessions_of_the_dead_run_are_ended(stack: FencedSt
         named.execute("select 1")
     assert stack.lock_holders() == []
     assert status(stack)["action"] == "nothing"
+
+
+def test_row_54_a_service_that_is_still_being_stopped_for_the_dead_run_is_waited_for(
+    broken: AppDatabase, tmp_path: Path
+) -> None:
+    """Supervisord refuses to start what it stops, and goes on with the stop when whoever asked for it is killed."""
+    with Supervised(tmp_path, {"api": STEADY, "worker": STUBBORN}, stop_seconds=12) as supervised:
+        stack = FencedStack(broken, supervised, tmp_path / "state" / "demo" / "runs")
+        for name in ("api", "worker"):
+            supervised.wait_for(name, "RUNNING")
+        wait_until(lambda: "deaf" in supervised.log("worker").read_text(), "the worker does not hear")
+        stack.lock()
+        record.begin(str(stack.directory), "fencing")
+        stack.kill_keeper()
+        with subprocess.Popen([*supervised.controlled_by, "stop", "worker"], stdout=subprocess.DEVNULL) as stopping:
+            supervised.wait_for("worker", "STOPPING")
+            stopping.kill()
+
+        done = settle(stack)
+
+        assert (done["action"], done["started"], done["problems"]) == ("take_back", ["worker"], []), done
+        supervised.wait_for("worker", "RUNNING")
+        stack.tidy()
 
 
 def test_row_54_what_the_run_has_done_until_it_was_ended_is_not_forgotten(
@@ -175,8 +197,7 @@ def test_row_54_a_copy_that_is_still_being_made_for_the_dead_run_is_ended(stack:
             wait_until(lambda: witness.query(making), "the copy is being made")
             module.kill()
             module.wait()
-            for pid in lock.keeper_pids(str(stack.directory)):
-                os.kill(pid, signal.SIGKILL)
+            stack.kill_keeper()
             assert list(witness.query(making)) == [(f"alembic-recovery:{stack.run_id}:work",)]
 
             ended = pool.submit(wait_until, lambda: not witness.query(making), "the copy is ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,8 +19,17 @@ from replica.databases import AppDatabase
 from tests.support.modules import run_module
 from tests.support.stacks import database_options
 from tests.support.supervised import Supervised
+from tests.support.waiting import wait_until
 
 _NUMBERS = itertools.count(1)
+
+
+def kill_keeper(directory: Path) -> None:
+    """Kill the keeper of a run, as the kernel does; it is gone afterwards, if it has not ended by itself before."""
+    for pid in lock.keeper_pids(str(directory)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not lock.keeper_pids(str(directory)), "the keeper is gone")
 
 
 @dataclass
@@ -76,6 +86,11 @@ class FencedStack:
             ).fetchall()
         return {name: (oid, is_open) for name, oid, is_open in rows}
 
+    def kill_keeper(self) -> None:
+        """Kill the keeper of the run; its lock goes, too."""
+        kill_keeper(self.directory)
+        wait_until(lambda: not self.lock_holders(), "the lock is gone")
+
     def lock_holders(self) -> list[str]:
         """Who holds an advisory lock in the server, by the session's name."""
         with psycopg.connect(self.database.server.conninfo(), autocommit=True) as connection:
@@ -113,8 +128,7 @@ class FencedStack:
     def tidy(self) -> None:
         """Take away what runs have made: keepers, copies, and a closed door."""
         for directory in self.runs.glob("*"):
-            for pid in lock.keeper_pids(str(directory)):
-                os.kill(pid, signal.SIGKILL)
+            kill_keeper(directory)
         name, server = self.database.name, self.database.server
         for other in self.databases():
             if other != name:

@@ -19,6 +19,8 @@ START_SECONDS = 120.0
 
 # Programs for tests: one that runs, and one that ends at once and says why.
 STEADY = "import time\nprint('ready')\nwhile True:\n    time.sleep(0.2)\n"
+# One that a signal to end does not reach.
+STUBBORN = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf')\n" + STEADY
 TRACEBACK = "raise RuntimeError('column songs.sketch_id does not exist')\n"
 
 
@@ -28,13 +30,15 @@ class Supervised:
     Args:
         directory: Where it lives; must be there.
         programs: Python code of each program by name; run with `-u -c`.
-        log_level: Of supervisord.
+        stop_seconds: What a program gets to end by itself.
     """
 
-    def __init__(self, directory: Path, programs: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, programs: Mapping[str, str], *, stop_seconds: int = 2) -> None:
         self.directory = directory
         self.config = directory / "supervisord.conf"
+        self.controlled_by = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self.config)]
         self._programs = dict(programs)
+        self._stop_seconds = stop_seconds
         # A Unix socket's path must be short.
         self._sockets = tempfile.TemporaryDirectory(prefix="replica-run-")
 
@@ -60,7 +64,7 @@ class Supervised:
             self.set_program(name, code)
             lines += [
                 f"[program:{name}]", f"command={sys.executable} -u {self.directory / name}.py", "startsecs=1",
-                "startretries=2", "autorestart=true", "stopwaitsecs=2", "redirect_stderr=true",
+                "startretries=2", "autorestart=true", f"stopwaitsecs={self._stop_seconds}", "redirect_stderr=true",
                 f"stdout_logfile={self.log(name)}",
             ]  # fmt: skip
         self.config.write_text("\n".join(lines) + "\n")
@@ -83,7 +87,7 @@ class Supervised:
 
     def control(self, *arguments: str) -> str:
         """Run supervisorctl and return what it says."""
-        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self.config), *arguments]
+        command = [*self.controlled_by, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/").stdout
 
     def state(self, name: str) -> str:

@@ -113,7 +113,13 @@ class Scripted(Service):
     def log_lines(self) -> list[str]:
         return ["column songs.sketch_id does not exist"]
 
-    restart = stop_argv = start_argv = log_lines  # not asked
+    def stop_argv(self) -> list[str]:
+        return ["true"]
+
+    start_argv = stop_argv
+
+    def restart(self) -> None:
+        raise NotImplementedError
 
 
 def looks(began: Callable[[int], datetime.datetime | None]) -> list[State]:
@@ -139,3 +145,17 @@ def test_one_that_is_started_again_between_any_two_looks_is_not_up(clock: None) 
 )
 def test_one_that_stays_is_up(clock: None, began: Callable[[int], datetime.datetime | None]) -> None:
     assert wait_until_up(Scripted(looks(began)), 8).running
+
+
+@pytest.mark.parametrize("deed", ["start", "stop"])
+def test_a_stop_that_is_under_way_is_waited_for(clock: None, deed: str) -> None:
+    """A manager refuses to start what it is still stopping, and it may still write to the database."""
+    service = Scripted([State("worker", "", False, said="STOPPING")] * 3 + [State("worker", "", False)] * 2)
+    getattr(service, deed)()
+    assert not service.state().stopping
+
+
+def test_a_stop_that_does_not_end_is_said(clock: None) -> None:
+    service = Scripted([State("worker", "", False, said="STOPPING")] * 200)
+    with pytest.raises(RecoveryError, match="was told to stop and still runs"):
+        service.start()
