@@ -13,7 +13,7 @@ export RECOVERY_TESTS_STRICT := 1
 # Docker replica, and tests of one file, stay together, and the longest begin (tests/conftest.py).
 WORKERS ?= 3
 PYTEST = .venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder \
-	--durations 5 --timeout 1200
+	--durations 5 --timeout 1800
 
 .PHONY: help
 help: ## Show what can be made
@@ -57,7 +57,7 @@ unit: venv ## Tests of pure code, of the documentation and of the house rules
 .PHONY: real
 real: venv ## All with real services, in one go: docker, molecule, pairwise, playbooks, replica, integration, verdicts, layouts
 	@tools/ensure-package sshd pgbouncer postgresql
-	@tools/ensure-docker $(PYTEST) --durations 20 --session-timeout 5000 \
+	@tools/ensure-docker $(PYTEST) --durations 20 --session-timeout 5300 \
 		tests/docker tests/faults tests/playbooks tests/replica tests/integration tests/verdicts tests/layouts tests/compat
 
 .PHONY: integration

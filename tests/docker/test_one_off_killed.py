@@ -44,7 +44,7 @@ def kill_one_off(site: Site, stage: str, known: set[str], running: Future[Run]) 
     raise AssertionError(f"no container ran in the stage {stage}: {running.result().text}")
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_acceptance_3_a_one_off_that_is_killed_in_each_stage_that_has_one(site: Site) -> None:
     replica = site.production.replica
     before, policies = database(replica), services(site)

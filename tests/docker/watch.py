@@ -72,7 +72,7 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
             started.secrets = lines.found
             yield started
     finally:
-        time.sleep(0.5)
+        time.sleep(3)  # what the Engine has told until then; it tells with a delay
         events.close()
         listener.join(timeout=10)
         client.close()
@@ -101,4 +101,15 @@ def _listen(client: docker.DockerClient, events: Any, started: Started, beside: 
                     started.one_offs.append(seen)
                     ours.add(identity)
             elif action.startswith("exec_create") and identity in ours:
-                started.execs.append(client.api.exec_inspect(attributes["execID"]))
+                started.execs.append(_program(client, identity, attributes["execID"], action))
+
+
+def _program(client: docker.DockerClient, container: str, exec_id: str, action: str) -> dict[str, Any]:
+    """What the engine knows of a program; of one that is gone with its container, what the event has told."""
+    try:
+        seen: dict[str, Any] = client.api.exec_inspect(exec_id)
+    except docker.errors.NotFound:
+        program, *arguments = action.partition(": ")[2].split()
+        process = {"entrypoint": program, "arguments": arguments, "tty": None}
+        return {"ContainerID": container, "ProcessConfig": process}
+    return seen

@@ -23,6 +23,7 @@ import psycopg
 from psycopg import sql
 
 from replica.databases import AppDatabase
+from replica.ports import free_port
 from tests.support.ansible_run import ROOT, clean_environment
 from tests.support.waiting import wait_until
 
@@ -195,6 +196,49 @@ def processes(needle: str) -> list[psutil.Process]:
     ]
 
 
+def caught_in_the_act(
+    name: str, arguments: dict[str, Any], written: Path, find: Callable[[], list[psutil.Process]]
+) -> tuple[ModuleProcess, list[psutil.Process]]:
+    """Start a module, and suspend its processes once a file has content.
+
+    A few megabytes are written in a second, and on a full machine the look may come too late: then once more.
+
+    Args:
+        name: The module.
+        arguments: Its options.
+        written: The file; what is beside it is removed before the next attempt.
+        find: The processes that are to be suspended.
+
+    Returns:
+        The module, and the suspended processes.
+    """
+    for _attempt in range(10):
+        there = set(written.parent.glob("*"))
+        module = ModuleProcess(name, arguments)
+        found: list[psutil.Process] = []
+        while not found and not module.ended():
+            if has_content(written):
+                found = [process for process in find() if _suspended(process)]
+            time.sleep(0.02)
+        if found:
+            return module, found
+        result = module.result()
+        assert not result.get("failed"), result
+        for path in set(written.parent.glob("*")) - there:
+            path.unlink()
+    raise AssertionError(f"{name} always ended before it was caught")
+
+
+def _suspended(process: psutil.Process) -> bool:
+    """Suspend a process; whether it was still there."""
+    try:
+        process.suspend()
+        wait_until(lambda: process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE), "it is suspended")
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
+
+
 # Files
 
 
@@ -268,14 +312,6 @@ def holding(directory: Path, marker: str) -> list[str]:
 
 
 # ssh
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class SshServer:

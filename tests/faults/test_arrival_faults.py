@@ -17,9 +17,11 @@ from replica.databases import AppDatabase
 from replica.fixtures import running_server
 from replica.postgres import EmbeddedPostgres
 from tests.support.copied import Copied
+from tests.support.host_runs import AUTOVACUUM
 from tests.support.looking import findings, status_twice
 from tests.support.modules import run_module
 from tests.support.stacks import Deployment, database_options, options, witness_of
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,7 @@ def quiet_server(embedded_postgres: EmbeddedPostgres) -> Iterator[None]:
     """Without autovacuum, the server's counters tell whether anybody has written."""
     embedded_postgres.execute(sql.SQL("alter system set autovacuum = off"))
     embedded_postgres.execute(sql.SQL("select pg_reload_conf()"))
+    wait_until(lambda: not embedded_postgres.execute(sql.SQL(AUTOVACUUM)), "autovacuum has ended")
     yield
     embedded_postgres.execute(sql.SQL("alter system reset autovacuum"))
     embedded_postgres.execute(sql.SQL("select pg_reload_conf()"))

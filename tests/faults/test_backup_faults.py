@@ -38,13 +38,13 @@ def complete(names: list[str]) -> list[str]:
 
 
 def start_and_find_pg_dump(place: Place, database: AppDatabase) -> tuple[ModuleProcess, psutil.Process]:
-    """Start a backup, and wait until its pg_dump has written something."""
+    """Start a backup, and suspend its pg_dump once it has written something."""
     arguments = place.arguments(database)
     partial = place.directory / f"{database.name}_{arguments['run_id']}.dump.partial"
-    module = ModuleProcess("pg_backup", arguments)
-    wait_until(lambda: module.ended() or injections.has_content(partial), "pg_dump to write")
-    assert not module.ended(), module.result()
-    return module, injections.processes(str(partial))[0]
+    module, (pg_dump,) = injections.caught_in_the_act(
+        "pg_backup", arguments, partial, lambda: injections.processes(str(partial))
+    )
+    return module, pg_dump
 
 
 # 1, 2, 3
@@ -136,7 +136,6 @@ def test_row_04_disk_full_while_dumping(place: Place, bulky: AppDatabase, disk: 
     before = injections.listing(place.directory)
 
     module, pg_dump = start_and_find_pg_dump(place, bulky)
-    pg_dump.suspend()
     hog = injections.fill(small)
     pg_dump.resume()
     result = module.result()
@@ -202,7 +201,7 @@ def test_row_07_module_killed_leaves_no_pg_dump_and_nothing_that_passes_for_a_ba
 ) -> None:
     module, pg_dump = start_and_find_pg_dump(place, bulky)
     module.kill()
-    wait_until(lambda: not pg_dump.is_running(), "pg_dump to end with the module", 20)
+    wait_until(lambda: not pg_dump.is_running(), "pg_dump to end with the module")
     wait_until(lambda: not injections.sessions(bulky), "the sessions to end")
     left = place.names()
     assert len(left) == 1

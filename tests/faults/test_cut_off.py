@@ -235,7 +235,7 @@ def _cut_off_or_refused(runs: CutOffRuns, stage: str, victim: str) -> tuple[str,
             os.killpg(process.pid, 9)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_rows_35_40_54_cut_off_again_and_again(runs: CutOffRuns, chain: list[tuple[str, str]]) -> None:
     """Each run gets further than the one before, which was killed; the last one is left alone."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from ansible.module_utils.alembic_recovery import dump, naming, workbench
@@ -97,14 +98,21 @@ def server(bulky_server: DockerReplica, tmp_path: Path) -> Server:
     return Server(bulky_server, tmp_path / "backups")
 
 
-def start_and_wait_for_pg_dump(server: Server) -> tuple[ModuleProcess, dict[str, Any]]:
-    """Start a backup, and wait until its pg_dump has written something."""
+def start_and_stop_pg_dump(server: Server) -> tuple[ModuleProcess, dict[str, Any], psutil.Process]:
+    """Start a backup, and suspend the Docker client that takes its dump once something is written."""
     arguments = server.arguments(BULKY)
-    partial = server.directory / f"{BULKY}_{arguments['run_id']}.dump.partial"
-    module = ModuleProcess("pg_backup", arguments)
-    wait_until(lambda: module.ended() or injections.has_content(partial), "pg_dump to write")
-    assert not module.ended(), module.result()
-    return module, arguments
+    name, partial = one_off(arguments), server.directory / f"{BULKY}_{arguments['run_id']}.dump.partial"
+
+    def clients() -> list[psutil.Process]:
+        return [found for found in injections.processes(name) if "pg_dump" in found.info["cmdline"]]
+
+    module, (client,) = injections.caught_in_the_act("pg_backup", arguments, partial, clients)
+    return module, arguments, client
+
+
+def one_off(arguments: dict[str, Any]) -> str:
+    """The name of a backup's container."""
+    return f"alembic-recovery-{arguments['run_id']}-backup"
 
 
 # Row 1
@@ -170,10 +178,11 @@ def test_row_02_a_real_collation_mismatch_is_shown_and_is_not_in_the_dump(server
 
 
 def test_row_06_the_container_of_the_dump_is_killed(server: Server) -> None:
-    module, arguments = start_and_wait_for_pg_dump(server)
+    module, arguments, client = start_and_stop_pg_dump(server)
     [container] = server.one_offs(arguments["run_id"])
-    assert container.name == f"alembic-recovery-{arguments['run_id']}-backup"
+    assert container.name == one_off(arguments)
     container.kill()
+    client.resume()
     result = module.result()
     assert result["failed"]
     assert "pg_dump ended with exit code" in result["msg"]
@@ -184,11 +193,8 @@ def test_row_06_the_container_of_the_dump_is_killed(server: Server) -> None:
 
 def test_row_07_the_docker_client_of_the_dump_is_killed(server: Server) -> None:
     """A killed `docker exec` leaves its process running: here it runs in a container that goes with the module."""
-    module, arguments = start_and_wait_for_pg_dump(server)
-    name = f"alembic-recovery-{arguments['run_id']}-backup"
-    clients = [found for found in injections.processes(name) if "pg_dump" in found.info["cmdline"]]
-    assert len(clients) == 1
-    clients[0].kill()
+    module, arguments, client = start_and_stop_pg_dump(server)
+    client.kill()
     result = module.result()
     assert result["failed"]
     assert list(server.directory.iterdir()) == []
@@ -197,7 +203,7 @@ def test_row_07_the_docker_client_of_the_dump_is_killed(server: Server) -> None:
 
 
 def test_row_07_a_killed_module_leaves_no_container_and_no_pg_dump(server: Server) -> None:
-    module, arguments = start_and_wait_for_pg_dump(server)
+    module, arguments, _client = start_and_stop_pg_dump(server)
     module.kill()
     wait_until(lambda: not server.one_offs(arguments["run_id"]), "the container to go by itself")
     wait_until(lambda: not server.sessions(), "the sessions to end")
@@ -213,7 +219,7 @@ def test_row_07_a_killed_module_leaves_no_container_and_no_pg_dump(server: Serve
 
 def test_row_07_a_run_that_comes_again_after_that_is_not_misled(server: Server) -> None:
     """The same run id: what is left of the first is neither taken nor overwritten."""
-    module, arguments = start_and_wait_for_pg_dump(server)
+    module, arguments, _client = start_and_stop_pg_dump(server)
     module.kill()
     wait_until(lambda: not server.one_offs(arguments["run_id"]), "the container to go by itself")
     again = run_module("pg_backup", arguments)

@@ -318,13 +318,13 @@ def test_row_38_a_timeout_that_hangs_on_database_and_role_kills_neither_migratio
     ground: Ground, tmp_path: Path
 ) -> None:
     ground.copy.execute(
-        "create table bulky as select i, repeat(md5(i::text), 20) as text from generate_series(1, 60000) i",
+        "create table bulky as select i, repeat(md5(i::text), 5) as text from generate_series(1, 200000) i",
         f"alter table bulky owner to {USER}",
-        f"alter database {ground.name} set statement_timeout = '60ms'",
-        f"alter role {USER} in database {ground.name} set statement_timeout = '60ms'",
+        f"alter database {ground.name} set statement_timeout = '200ms'",
+        f"alter role {USER} in database {ground.name} set statement_timeout = '200ms'",
     )
     try:
-        ground.code.add(NEW, "op.execute('select pg_sleep(0.5)')")
+        ground.code.add(NEW, "op.execute('select pg_sleep(0.6)')")
         place = {**described(ground.database), "name": ground.name}
         with (
             psycopg.connect(psycopg.conninfo.make_conninfo(ground.database.conninfo, dbname=ground.name)) as connection,
@@ -335,8 +335,8 @@ def test_row_38_a_timeout_that_hangs_on_database_and_role_kills_neither_migratio
         done = ground.migrate()
         assert done.get("after") == [NEW], done
         seen = run_module("pg_catalog", {"database": place, "content": True})
-        assert seen.get("row_counts", {}).get("public.bulky") == 60000, seen
-        query = {"name": "slow", "sql": "select count(*) from bulky, pg_sleep(0.3)", "equals": 60000}
+        assert seen.get("row_counts", {}).get("public.bulky") == 200000, seen
+        query = {"name": "slow", "sql": "select count(*) from bulky, pg_sleep(0.6)", "equals": 200000}
         assert run_module("sql_check", {"database": place, "queries": [query]}).get("problems") == []
         backup = {"database": place, "directory": str(tmp_path / "backups"), "run_id": RUN}
         assert run_module("pg_backup", backup).get("changed") is True

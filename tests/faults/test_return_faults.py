@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.alembic_recovery import lock, naming, record
+from ansible.module_utils.alembic_recovery import naming, record
 
 from replica.application import HEAD
 from replica.databases import AppDatabase
@@ -119,6 +118,7 @@ def test_rows_45_50_stored_text_stays_text_and_there_are_statistics(
 def test_row_50_a_clone_has_the_statistics_of_its_original(broken_database: AppDatabase) -> None:
     witness = witness_of(broken_database)
     witness.execute("analyze")
+    Witness(broken_database.server.conninfo()).wait_until_left(broken_database.name)
     clone = naming.database(broken_database.name, "new", RUN)
     known = "select tablename, attname, n_distinct from pg_stats where schemaname = 'public' order by 1, 2"
     options = {"database": described(broken_database), "clone": clone}
@@ -170,7 +170,7 @@ def test_row_52_what_was_written_since_the_swap_is_counted_exported_and_kept(sta
     assert emails == [("new@songs.example",)]
 
 
-@pytest.mark.parametrize("seconds", [0.2, 2])
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
 def test_row_53_a_service_that_starts_and_ends_is_not_up(stack: FencedStack, seconds: float) -> None:
     """Supervisord calls it RUNNING after a second, and starts it again and again."""
     stack.supervised.set_program("api", f"import time\nprint('ready')\ntime.sleep({seconds})\nraise SystemExit(1)\n")
@@ -215,8 +215,7 @@ def test_row_57_the_name_of_a_run_is_not_used_twice(stack: FencedStack, place: P
     """As a clock that jumps back would have it: neither record nor backup nor copy is overwritten."""
     stack.lock()
     record.begin(str(stack.directory), "cloning")
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
     kept = {path.name: path.read_bytes() for path in stack.directory.iterdir() if path.is_file()}
     refused = stack.lock()
     assert "there is a run of that name. Choose another run id." in refused["msg"], refused
@@ -255,8 +254,7 @@ def test_s20_what_destroys_needs_the_name_of_what_is_destroyed(stack: FencedStac
     stack.lock()
     stack.run("service_stop")
     record.begin(str(stack.directory), "fencing")
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
     (stack.directory / "alive" / str(os.getpid())).write_text(record.started(os.getpid()))
     for word in ("yes", "true", "*", f"{stack.run_id}x"):
         options = stack.options(directory=str(stack.runs), settle=word)

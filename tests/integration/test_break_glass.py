@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 from typing import Any
 
-from ansible.module_utils.alembic_recovery import lock, naming, record
+from ansible.module_utils.alembic_recovery import naming, record
 
 from tests.support.fenced import FencedStack
 from tests.support.modules import run_module
@@ -16,8 +15,7 @@ from tests.support.modules import run_module
 
 def read(stack: FencedStack) -> str:
     """The page, once nobody is there any more who would be quicker."""
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
     return (stack.directory / "BREAK-GLASS.txt").read_text()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ansible.module_utils.alembic_recovery import fence, lock, naming, record
+from ansible.module_utils.alembic_recovery import fence, naming, record
 
 from tests.support.ansible_run import ROOT
 from tests.support.evidence import Witness
@@ -80,8 +79,7 @@ def killed_swap(stack: FencedStack, program: str, **more: Any) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps(options), text=True, cwd=ROOT, check=False
     )
-    for pid in lock.keeper_pids(str(stack.directory)):
-        os.kill(pid, signal.SIGKILL)
+    stack.kill_keeper()
     assert killed.returncode == -signal.SIGKILL
 
 

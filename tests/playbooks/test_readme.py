@@ -297,7 +297,7 @@ def docker_replica() -> Iterator[DockerReplica]:
 
 @pytest.mark.docker
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_readme_from_top_to_bottom(docker_replica: DockerReplica, tmp_path: Path) -> None:
     replica = docker_replica
     here = {"mac_ki_service": replica.prefix, "https://production-server.example": replica.base_url}
@@ -351,7 +351,7 @@ def host_replica(tmp_path: Path) -> Iterator[HostReplica]:
 
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_runbook_without_containers(host_replica: HostReplica, tmp_path: Path) -> None:
     replica = host_replica
     inventory = tmp_path / "inventory.yml"
@@ -376,7 +376,7 @@ def test_the_runbook_without_containers(host_replica: HostReplica, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_demo_on_a_fresh_checkout(tmp_path: Path) -> None:
     """What `make demo` runs, apart from a demo that may be kept running in this checkout."""
     left_out = shutil.ignore_patterns(".git", ".venv", ".cache", ".ansible", "__pycache__", "reports")

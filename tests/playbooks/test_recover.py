@@ -75,7 +75,7 @@ def incident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Incident]:
         replica.down()
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.xdist_group("recover-incident")
 class TestIncident:
     """The variant with untouched rows: check mode, the recovery, a second run."""
@@ -313,7 +313,7 @@ class TestRewritten:
 
 
 @pytest.mark.xdist_group("recover-failures")
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 class TestFailuresInTheMiddle:
     """An API that refuses to start on the old schema, a revision that raises, a worker that does not come up."""
 

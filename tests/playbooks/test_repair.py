@@ -118,7 +118,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         replica.down()
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 class TestRepair:
     """One replica, one story."""
 

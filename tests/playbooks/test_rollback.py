@@ -27,7 +27,7 @@ from tests.support.evidence import Seen, Witness, mode
 from tests.support.host_runs import Everything, HostRuns, Outcome
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DATA = Size(songs=100, rules=100)
 STOP, CLOSE = (
@@ -132,9 +132,12 @@ class SwappedBack:
     after_second: Everything
 
 
-def write_when_the_services_are_stopped(runs: Rollbacks) -> None:
-    """As a client that is none of the services, and is gone again before the database is closed."""
-    wait_until(lambda: not runs.processes(), "the services are stopped")
+def write_while_the_services_are_stopped(runs: Rollbacks) -> None:
+    """As a client that is none of the services, and is gone again before the database is closed.
+
+    The worker is stopped first, so there is time.
+    """
+    wait_until(lambda: not any("celery" in line for line, _ in runs.processes().values()), "the worker is stopped")
     runs.witness.execute("insert into users (email, display_name) values ('stranger@songs.example', 'x')")
 
 
@@ -152,7 +155,7 @@ def swapped_back(runs: Rollbacks) -> SwappedBack:
     rehearsal = runs.rollback(check=True, rollback_accept_written=3)
     after_rehearsal = runs.look()
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(write_when_the_services_are_stopped, runs)
+        writing = pool.submit(write_while_the_services_are_stopped, runs)
         disturbed = runs.rollback(rollback_accept_written=3)
         writing.result()
     after_disturbed = (runs.databases(), runs.running())

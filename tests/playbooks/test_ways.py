@@ -114,9 +114,11 @@ def test_rows_that_clients_delete_after_the_backup_are_no_loss(runs: Ways) -> No
     """What is compared is what was migrated, not what the backup has."""
     before = runs.witness.look()
 
+    backups = runs.target_state / "demo" / "backups"
+    earlier = set(backups.glob("*.manifest.json"))
+
     def delete() -> None:
-        backups = runs.target_state / "demo" / "backups"
-        wait_until(lambda: any(backups.glob("*.manifest.json")), "the backup", 200)
+        wait_until(lambda: set(backups.glob("*.manifest.json")) - earlier, "the backup", 200)
         runs.witness.execute("delete from users where email = 'gone'")
 
     runs.witness.execute("insert into users (email, display_name) values ('gone', 'soon')")

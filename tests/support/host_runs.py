@@ -99,7 +99,7 @@ class Everything:
     files: dict[str, tuple[int, int, int, str]]
 
 
-_AUTOVACUUM = "select pid from pg_stat_activity where backend_type in ('autovacuum launcher', 'autovacuum worker')"
+AUTOVACUUM = "select pid from pg_stat_activity where backend_type in ('autovacuum launcher', 'autovacuum worker')"
 
 
 class HostRuns:
@@ -115,7 +115,7 @@ class HostRuns:
         # The transaction counter then tells whether anybody has written.
         replica.postgres.execute(sql.SQL("alter system set autovacuum = off"))
         replica.postgres.execute(sql.SQL("select pg_reload_conf()"))
-        wait_until(lambda: not replica.postgres.execute(sql.SQL(_AUTOVACUUM)), "autovacuum has ended")
+        wait_until(lambda: not replica.postgres.execute(sql.SQL(AUTOVACUUM)), "autovacuum has ended")
 
     @property
     def witness(self) -> Witness:
@@ -226,9 +226,15 @@ class BreakableRuns(HostRuns):
         self.start()
 
     def start(self) -> None:
-        """Start the services, and wait for an answer: only gunicorn's child gives one, so it is there by then."""
+        """Start the services, and wait until all their processes are there.
+
+        Only gunicorn's child gives an answer; and while Celery starts, it has a child for a moment (`uname`).
+        """
+        alive = self.replica.directory / "worker.alive"
+        alive.unlink(missing_ok=True)
         self.replica.supervisorctl("start", "all")
-        self.replica.client.wait("/api/v1/health", seconds=60)
+        self.replica.client.wait("/api/v1/health", seconds=120)
+        wait_until(alive.exists, "the worker takes tasks")
 
 
 @contextlib.contextmanager
