@@ -11,11 +11,11 @@ import re
 import typing as t
 from urllib.parse import unquote, urlsplit
 
-from ansible.module_utils.alembic_recovery import postgres
-from ansible.module_utils.alembic_recovery import services as service_managers
+from ansible.module_utils.alembic_recovery import postgres, service_managers
 from ansible.module_utils.alembic_recovery.docker_cli import DockerCli
 from ansible.module_utils.alembic_recovery.errors import StackError
 from ansible.module_utils.alembic_recovery.runtime import DockerRuntime, HostRuntime, Runtime
+from ansible.module_utils.alembic_recovery.services import Service
 
 _PLACE: dict[str, t.Any] = {
     "runtime": {"type": "str", "choices": ["docker", "host"], "required": True},
@@ -207,14 +207,14 @@ class Places:
             user=app["system_user"],
         )
 
-    def services(self) -> list[service_managers.Service]:
+    def services(self) -> list[Service]:
         """The services in the order of restarting.
 
         :raises RecoveryError: one of them has nobody who looks after it.
         """
         return [self._service(place) for place in self._params["services"]]
 
-    def _service(self, place: t.Mapping[str, t.Any]) -> service_managers.Service:
+    def _service(self, place: t.Mapping[str, t.Any]) -> Service:
         name, unit, timeout = place["name"], place["unit"] or place["name"], place["stop_timeout"]
         if place["runtime"] == "docker":
             return service_managers.ContainerService(self.docker, name, self.container(place), timeout)
