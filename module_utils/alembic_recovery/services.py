@@ -127,8 +127,13 @@ class Service(abc.ABC):
         while True:
             process.run(self.stop_argv(), timeout=self.stop_timeout + 120.0)
             seen = self._wait_while(lambda state: state.running or state.stopping, self.stop_timeout + 10.0)
-            if self._stays_down(seen, time.monotonic() - began):
+            seconds = time.monotonic() - began
+            if self._stays_down(seen, seconds):
                 return
+            if seconds > self.stop_timeout + 60.0:
+                raise RecoveryError(
+                    f"{self.name} ({self.where}) was told to stop and comes back: it is {seen.said}.", service=self.name
+                )
             time.sleep(self.pause)
 
     def start(self) -> None:

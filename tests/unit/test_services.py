@@ -155,6 +155,15 @@ def test_a_stop_that_is_under_way_is_waited_for(clock: None, deed: str) -> None:
     assert not service.state().stopping
 
 
+def test_one_that_comes_back_whenever_it_is_stopped_is_said(clock: None) -> None:
+    class Restless(Scripted):
+        def _stays_down(self, seen: State, seconds: float) -> bool:
+            return False
+
+    with pytest.raises(RecoveryError, match="was told to stop and comes back: it is UNKNOWN"):
+        Restless([State("worker", "", False, said="UNKNOWN")] * 200).stop()
+
+
 def test_a_stop_that_does_not_end_is_said(clock: None) -> None:
     service = Scripted([State("worker", "", False, said="STOPPING")] * 200)
     with pytest.raises(RecoveryError, match="was told to stop and still runs"):
