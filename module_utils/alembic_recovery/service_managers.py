@@ -129,16 +129,9 @@ class SupervisorService(UnitService):
         if match is None:
             raise RecoveryError(f"supervisorctl gave no state for {self._unit}: {done.stdout.strip()[:300]}")
         started = self._started_at(int(match.group(2))) if match.group(2) else None
-        loop = match.group(1) in ("BACKOFF", "FATAL")
-        word = match.group(1)
-        return State(
-            self.name,
-            self.where,
-            word == "RUNNING",
-            restarts=int(loop),
-            started_at=started,
-            said=word,
-        )
+        said = match.group(1)
+        loop = said in ("BACKOFF", "FATAL")
+        return State(self.name, self.where, said == "RUNNING", restarts=int(loop), started_at=started, said=said)
 
     def restart(self) -> None:
         """See :meth:`Service.restart`."""

@@ -11,6 +11,7 @@ import pytest
 import service_restart
 from ansible.module_utils.alembic_recovery import services
 from ansible.module_utils.alembic_recovery.errors import RecoveryError, StackError
+from ansible.module_utils.alembic_recovery.service_managers import SupervisorService
 from ansible.module_utils.alembic_recovery.services import LOG_PATTERNS, Service, State, masked, wait_until_up
 
 BAD = [
@@ -162,6 +163,25 @@ def test_one_that_comes_back_whenever_it_is_stopped_is_said(clock: None) -> None
 
     with pytest.raises(RecoveryError, match="was told to stop and comes back: it is UNKNOWN"):
         Restless([State("worker", "", False, said="UNKNOWN")] * 200).stop()
+
+
+def test_supervisord_is_told_again_until_the_program_stays_down() -> None:
+    """It takes no stop from a program that has just ended by itself, and starts it once more."""
+
+    class Flapping(Scripted, SupervisorService):
+        told = 0
+
+        def __init__(self, *said: str) -> None:
+            Service.__init__(self, "worker", "supervisor unit worker", 1)
+            self._looks = iter([State("worker", "", False, said=word) for word in said])
+
+        def stop_argv(self) -> list[str]:
+            self.told += 1
+            return ["true"]
+
+    service = Flapping("EXITED", "STARTING", "STOPPED")
+    service.stop()
+    assert service.told == 3
 
 
 def test_a_stop_that_does_not_end_is_said(clock: None) -> None:
