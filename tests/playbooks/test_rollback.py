@@ -8,12 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 import yaml
@@ -30,6 +32,8 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DATA = Size(songs=100, rules=100)
+FIRST = 1000
+"""The number of the first of these songs."""
 STOP, CLOSE = (
     "leave | Stop the services, the last one first",
     "leave | Close the database, and prove that nobody is left in it",
@@ -86,7 +90,7 @@ class Rollbacks(HostRuns):
     def add_song_by_sql(self) -> None:
         """Where the code is too new for the database."""
         self.witness.execute("insert into lyric_parsing_rules select * from lyric_parsing_rules where false")
-        self.witness.execute("delete from songs where id = (select min(id::text)::uuid from songs)")
+        self.witness.execute(f"delete from songs where number = {FIRST}")
 
     def running(self) -> set[str]:
         """The services that run."""
@@ -132,13 +136,37 @@ class SwappedBack:
     after_second: Everything
 
 
-def write_while_the_services_are_stopped(runs: Rollbacks) -> None:
+def write_while_the_services_are_stopped(runs: Rollbacks, over: threading.Event) -> bool:
     """As a client that is none of the services, and is gone again before the database is closed.
 
     The worker is stopped first, so there is time.
+
+    Args:
+        runs: The replica.
+        over: Set when the run has ended.
+
+    Returns:
+        Whether the run has come that far.
     """
-    wait_until(lambda: not any("celery" in line for line, _ in runs.processes().values()), "the worker is stopped")
+    worker = next(psutil.Process(pid) for pid, (line, _) in runs.processes().items() if "celery" in line)
+    wait_until(lambda: over.is_set() or not worker.is_running(), "the run has ended", seconds=600)
+    if over.is_set():
+        return False
     runs.witness.execute("insert into users (email, display_name) values ('stranger@songs.example', 'x')")
+    return True
+
+
+def disturb(runs: Rollbacks) -> Outcome:
+    """Go back while a stranger writes."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_while_the_services_are_stopped, runs, over)
+        try:
+            disturbed = runs.rollback(rollback_accept_written=3)
+        finally:
+            over.set()
+    assert writing.result(), f"the worker was never stopped: {disturbed.text}"
+    return disturbed
 
 
 @pytest.fixture(scope="class")
@@ -149,15 +177,12 @@ def swapped_back(runs: Rollbacks) -> SwappedBack:
     assert recovered.code == 0, recovered.text
     runs.add_song("Ein neues Lied")
     runs.add_song("Noch eines")
-    runs.witness.execute("update songs set title = 'umbenannt' where id = (select min(id::text)::uuid from songs)")
+    runs.witness.execute(f"update songs set title = 'umbenannt' where number = {FIRST}")
     migrated = runs.look()
     refused = runs.rollback()
     rehearsal = runs.rollback(check=True, rollback_accept_written=3)
     after_rehearsal = runs.look()
-    with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(write_while_the_services_are_stopped, runs)
-        disturbed = runs.rollback(rollback_accept_written=3)
-        writing.result()
+    disturbed = disturb(runs)
     after_disturbed = (runs.databases(), runs.running())
     runs.witness.execute("delete from users where email = 'stranger@songs.example'")
     done = runs.rollback(rollback_accept_written=3)
