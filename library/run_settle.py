@@ -23,8 +23,14 @@ options:
     type: path
     required: true
   settle:
-    description: The name of the run whose remains these are; without it, the newest one that has not ended.
+    description:
+      - The name of the run whose remains these are; without it, the one that M(run_status) names.
+      - What other runs have left that were to take it back, and were cut off as well, is tidied with it.
     type: str
+  end_run:
+    description: The name of a run that is to be ended although it may be alive.
+    type: str
+    default: ''
   backup_directory:
     description: Where its backup would be.
     type: path
@@ -82,6 +88,7 @@ problems:
   sample: []
 """
 
+import dataclasses
 import os
 import typing as t
 
@@ -95,17 +102,21 @@ ARGUMENTS: dict[str, t.Any] = {
     "services": arguments.SERVICES,
     "directory": {"type": "path", "required": True},
     "settle": {"type": "str"},
+    "end_run": {"type": "str", "default": ""},
     "backup_directory": {"type": "path"},
 }
 
 
 class Settling:
-    """The deeds of one settling, in their order."""
+    """The deeds of one settling, in their order; `runs`: the one whose deeds count, and those cut off after it."""
 
-    def __init__(self, places: arguments.Places, params: t.Mapping[str, t.Any], run: record.Record | None) -> None:
+    def __init__(
+        self, places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Sequence[record.Record]
+    ) -> None:
         self._places = places
         self._params = params
-        self._run = run
+        self._run = runs[0] if runs else None
+        self._all = runs
         self._maintenance = places.maintenance()
         self._name = params["database"]["name"]
 
@@ -123,52 +134,54 @@ class Settling:
         # Nobody waits for these: the application is up again before they go, and also where one of them cannot go.
         for name in found.disposable:
             neighbours.drop(self._maintenance, name)
-        if self._run is not None and self._run.stage not in record.ENDED:
-            run_id = str(self._run.facts["run_id"])
-            settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)
-            live = fence.entries(self._maintenance, self._name).get(self._name)
-            swapped = swap.completed(self._run.facts, live["oid"] if live else None)
-            if found.action == "finish" and swapped:
-                self._run.note("swapped", **swapped)
-            self._run.note("started" if found.action == "finish" else "taken_back")
+        for run in self._all:
+            if run.stage not in record.ENDED:
+                run_id = str(run.facts["run_id"])
+                settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)
+                finished = found.action == "finish" and run is self._run
+                live = fence.entries(self._maintenance, self._name).get(self._name)
+                swapped = swap.completed(run.facts, live["oid"] if live else None) if finished else None
+                if swapped:
+                    run.note("swapped", **swapped)
+                run.note("started" if finished else "taken_back")
         return started
 
     def end_what_is_alive(self) -> None:
-        """End the processes, containers and sessions of the run, and its keeper.
+        """End the processes, containers and sessions of the runs, and their keepers.
 
         :raises RecoveryError: one of them does not end.
         """
-        if self._run is None:
-            return
-        run_id = str(self._run.facts["run_id"])
-        settle.end_processes(self._run.directory)
         described = [self._params["database"], *self._params["services"]]
-        if any(place["runtime"] == "docker" for place in described):
-            self._places.docker.remove_left(self._places.docker.left_by_runs().get(run_id, {}))
-        settle.end_sessions(self._maintenance, run_id)
-        if run_id != self._params["run_id"]:
-            lock.end_keeper(self._run.directory, self._maintenance, self._name, run_id)
+        docker = self._places.docker if any(place["runtime"] == "docker" for place in described) else None
+        for run in self._all:
+            run_id = str(run.facts["run_id"])
+            settle.end_processes(run.directory)
+            if docker:
+                docker.remove_left(docker.left_by_runs().get(run_id, {}))
+            settle.end_sessions(self._maintenance, run_id)
+            if run_id != self._params["run_id"]:
+                lock.end_keeper(run.directory, self._maintenance, self._name, run_id)
 
 
 def decide(
     places: arguments.Places, params: t.Mapping[str, t.Any], name: str
-) -> tuple[record.Record | None, aftermath.Aftermath]:
-    """The run whose remains are settled (`name`, else the one that was cut off), and what has to become of them.
+) -> tuple[list[record.Record], aftermath.Aftermath]:
+    """The runs whose remains are settled (first `name`, else the one whose deeds count), and what becomes of them.
 
     :raises StackError: somebody is at work, or a person has to look.
     """
-    # Our own run, in a rescue: it asks for itself, so it must not be left out.
-    asking = "" if name == params["run_id"] else params["run_id"]
-    seen = settle.look(places, {**params, "run_id": asking}, params["directory"])
-    name = name or (str(seen.run["run_id"]) if seen.run else "")
-    run = record.Record.read(os.path.join(params["directory"], name)) if name else None
-    if run is not None:
-        seen = aftermath.dataclasses.replace(seen, run=run.facts)
-    mine = (params["run_id"], params["settle"] or "")
-    found = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in mine else params["run_id"])
-    if found.action in ("wait", "refuse"):
-        raise StackError(found.sentence, action=found.action)
-    return run, found
+    # Our own run, in a rescue, asks for itself.
+    seen = settle.look(places, params, params["directory"], for_itself=name == params["run_id"])
+    found = str(seen.run["run_id"]) if seen.run else ""
+    names = [name or found, *(seen.others if name in ("", found) else ())]
+    runs = [record.Record.read(os.path.join(params["directory"], one)) for one in names if one]
+    if runs:
+        seen = dataclasses.replace(seen, run=runs[0].facts, others=names[1:])
+    mine = (params["run_id"], params["settle"] or "", params["end_run"])
+    left = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in mine else params["run_id"])
+    if left.action in ("wait", "refuse"):
+        raise StackError(left.sentence, action=left.action)
+    return runs, left
 
 
 def execute(module: AnsibleModule) -> dict[str, t.Any]:
@@ -176,20 +189,21 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     places = arguments.Places(params)
     settle.wait_for_server(places)
-    run, found = decide(places, params, params["settle"] or "")
+    runs, found = decide(places, params, params["settle"] or "")
+    name = str(runs[0].facts["run_id"]) if runs else ""
     result = {"action": found.action, "sentence": found.sentence, "todo": list(found.todo)}
     result.update(started=[], problems=[])
-    if run is not None and str(run.facts["run_id"]) == params["run_id"] and not found.todo:
+    if name == params["run_id"] and not found.todo:
         # Our own run has not been cut off: it is here.
         result["action"] = "nothing"
     changed = result["action"] != "nothing"
     if changed and not module.check_mode:
-        Settling(places, params, run).end_what_is_alive()
-        # Until it was ended, it may have gone on.
-        run, now = decide(places, params, str(run.facts["run_id"]) if run else "")
+        Settling(places, params, runs).end_what_is_alive()
+        # Until they were ended, they may have gone on.
+        runs, now = decide(places, params, name)
         if now.action != found.action:
             result.update(action=now.action, sentence=now.sentence, todo=list(now.todo))
-        result["started"], result["problems"] = Settling(places, params, run).carry_out(now)
+        result["started"], result["problems"] = Settling(places, params, runs).carry_out(now)
         if not fence.entries(places.maintenance(), params["database"]["name"]):
             raise RecoveryError(f"{params['database']['name']} was brought back, and is not there.")
     return {"changed": changed, **result}

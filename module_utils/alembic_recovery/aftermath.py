@@ -23,14 +23,16 @@ _STAYED = "was to be migrated in place: revisions that may have been applied unt
 class Evidence:
     """What was found.
 
-    `run` is the record of the newest run that has not ended, `holder` who has the lock (as a sentence), `holder_id` the
-    name of its run, `databases` the databases of the server by name, with `oid` and `open`, `containers` the names of
-    containers, networks and volumes by their run, `keeper` what the keeper of `run` has done.
+    `run` is the record of the run whose deeds count (`which`), `others` the names of the others that have not ended,
+    `holder` who has the lock (as a sentence), `holder_id` the name of its run, `databases` the databases of the server
+    by name, with `oid` and `open`, `alive` the processes of all these runs, `containers` the names of containers,
+    networks and volumes by their run, `keeper` what the keeper of `run` has done.
     """
 
     database: str
     run: t.Mapping[str, t.Any] | None
     databases: t.Mapping[str, t.Mapping[str, t.Any]]
+    others: t.Sequence[str] = ()
     holder: str = ""
     holder_id: str = ""
     alive: t.Sequence[int] = ()
@@ -49,6 +51,18 @@ class Aftermath:
     aside: str | None = None
 
 
+def which(stages: t.Sequence[str]) -> int:
+    """Which of the runs that have not ended is the one whose deeds count.
+
+    A run that came as far as the outage stays the one, also where the run that was to take it back was cut off as well.
+
+    :param stages: how far each has come, the newest first; at least one.
+    :returns: its place in `stages`.
+    """
+    deep = (place for place, stage in enumerate(stages) if stage in record.FENCED | record.SWAPPED)
+    return next(deep, 0)
+
+
 def decide(seen: Evidence, *, run_id: str, end_run: str = "") -> Aftermath:
     """What has to become of what is there.
 
@@ -61,6 +75,14 @@ def decide(seen: Evidence, *, run_id: str, end_run: str = "") -> Aftermath:
             f"Somebody else is at work on {seen.database}: {seen.holder}. Let it end: a run that is dead loses its "
             f"lock within two minutes. To end it: -e recovery_end_run={seen.holder_id or 'RUN'}",
         )
+    found = _left(seen)
+    if found.action not in ("take_back", "finish", "tidy") or not seen.others:
+        return found
+    others = f"So {'were runs' if len(seen.others) > 1 else 'was run'} {', '.join(seen.others)}."
+    return dataclasses.replace(found, sentence=f"{found.sentence} {others}")
+
+
+def _left(seen: Evidence) -> Aftermath:
     disposable = sorted(name for name in seen.databases if naming.kind_of(seen.database, name) in _DISPOSABLE)
     asides = [name for name in seen.databases if naming.kind_of(seen.database, name) == "aside"]
     live = seen.databases.get(seen.database)
@@ -150,7 +172,8 @@ def _kept(seen: Evidence) -> str:
 
 def _todo(seen: Evidence, opening: t.Sequence[str], disposable: t.Sequence[str], *, services: bool = True) -> list[str]:
     """All that is done, in order: nobody waits for what is dropped at the end."""
-    todo = [f"end the processes {', '.join(map(str, seen.alive))} of the run"] if seen.alive else []
+    whose = "these runs" if seen.others else "the run"
+    todo = [f"end the processes {', '.join(map(str, seen.alive))} of {whose}"] if seen.alive else []
     todo += [f"remove {', '.join(names)} of run {run}" for run, names in sorted(seen.containers.items())]
     todo += [*opening, *(["start the services that do not run"] if services else [])]
     return [*todo, *(f"drop {name}" for name in disposable)]

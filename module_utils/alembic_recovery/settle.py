@@ -33,10 +33,13 @@ _COMING_UP = re.compile(
 )
 
 
-def look(places: arguments.Places, params: t.Mapping[str, t.Any], directory: str) -> aftermath.Evidence:
-    """Everything that a run that was cut off may have left, as evidence.
+def look(
+    places: arguments.Places, params: t.Mapping[str, t.Any], directory: str, *, for_itself: bool = False
+) -> aftermath.Evidence:
+    """Everything that runs that were cut off may have left, as evidence.
 
     :param directory: where the directories of the stack's runs are.
+    :param for_itself: the run that asks does so in its rescue: what it has left itself, and nothing else.
     :raises RecoveryError: the server could not be asked.
     """
     name = params["database"]["name"]
@@ -44,29 +47,33 @@ def look(places: arguments.Places, params: t.Mapping[str, t.Any], directory: str
     who = lock.holder(maintenance, name)
     names = [row["name"] for row in maintenance.ask(_NAMES)]
     databases = fence.entries(maintenance, *names)
-    unfinished = [run for run in record.runs(directory) if run.stage not in record.ENDED and _of(run, name)]
-    run = next((run for run in unfinished if run.facts["run_id"] != params["run_id"]), None)
+    known = record.runs(directory)
+    unfinished = [
+        run
+        for run in known
+        if run.stage not in record.ENDED
+        and run.facts.get("database") == name
+        and (run.facts["run_id"] == params["run_id"]) == for_itself
+    ]
+    run = unfinished[aftermath.which([run.stage for run in unfinished])] if unfinished else None
     # A server that was restarted has ended the lock's session: its keeper takes it again, or ends the outage.
-    who = who or (lock.keeps(run) if run else None)
+    who = who or next(filter(None, map(lock.keeps, unfinished)), None)
     return aftermath.Evidence(
         database=name,
         run=run.facts if run else None,
         databases=databases,
         holder=str(who) if who else "",
         holder_id=who.run_id if who else "",
+        others=[str(other.facts["run_id"]) for other in unfinished if other is not run],
         # In a rescue this process itself is one of the run's.
-        alive=[pid for pid in record.processes(run.directory) if pid != os.getpid()] if run else [],
-        containers=_containers(places, params, {str(known.facts["run_id"]) for known in record.runs(directory)}),
+        alive=[pid for one in unfinished for pid in record.processes(one.directory) if pid != os.getpid()],
+        containers=_containers(places, params, {str(one.facts["run_id"]) for one in known}, for_itself=for_itself),
         keeper=keeper_outcome(run.directory) if run else None,
     )
 
 
-def _of(run: record.Record, database: str) -> bool:
-    return run.facts.get("database") == database
-
-
 def _containers(
-    places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Container[str]
+    places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Container[str], *, for_itself: bool
 ) -> dict[str, list[str]]:
     """What runs of this stack have left in the Engine; those of other stacks are none of ours."""
     described = [params["database"], *params["services"]]
@@ -76,7 +83,7 @@ def _containers(
     return {
         run: sorted({name for names in things.values() for name in names})
         for run, things in found.items()
-        if run in runs and run != params["run_id"]
+        if run in runs and (for_itself or run != params["run_id"])
     }
 
 

@@ -72,6 +72,32 @@ def test_row_54_a_run_that_was_cut_off_is_found_and_taken_back(stack: FencedStac
     assert status(stack)["action"] == "nothing"
 
 
+def test_row_54_the_run_that_was_to_take_it_back_was_cut_off_as_well(stack: FencedStack) -> None:
+    before = stack.databases()
+    cut_off(stack, "migrating")
+    stack.copied()
+    second, third = (FencedStack(stack.database, stack.supervised, stack.runs) for _ in range(2))
+    second.lock()
+    second.kill_keeper()
+    third.lock()
+
+    found = status(stack)
+    assert found["action"] == "wait", found
+    assert f"-e recovery_end_run={third.run_id}" in found["sentence"]
+    assert settle(stack, settle=stack.run_id)["action"] == "wait"
+    assert set(stack.states().values()) == {"STOPPED"}
+
+    found = status(stack, end_run=third.run_id)
+    assert (found["action"], found["run_id"]) == ("take_back", stack.run_id), found
+    assert found["sentence"].endswith(f" So were runs {third.run_id}, {second.run_id}.")
+    done = settle(stack, settle=stack.run_id, end_run=third.run_id)
+    assert (done["changed"], done["started"]) == (True, ["api", "worker"]), done
+    assert stack.databases() == before
+    assert third.lock_holders() == []
+    assert [run.record()["stage"] for run in (stack, second, third)] == ["taken_back"] * 3
+    assert status(stack)["action"] == "nothing"
+
+
 def test_row_54_after_the_swap_the_services_are_started_on_the_migrated_database(stack: FencedStack) -> None:
     name = stack.database.name
     new, old = stack.copied()

@@ -155,3 +155,25 @@ def test_the_run_that_asks_and_the_one_that_is_ended_by_name_are_not_in_the_way(
     assert aftermath.decide(seen, run_id="X").action == "nothing"
     assert aftermath.decide(seen, run_id="Y", end_run="X").action == "nothing"
     assert "-e recovery_end_run=X" in aftermath.decide(seen, run_id="Y").sentence
+
+
+@pytest.mark.parametrize(
+    ("stages", "place"),
+    [
+        pytest.param(["backing_up"], 0, id="one"),
+        pytest.param(["locked", "migrating"], 1, id="the one that was to take it back was cut off, too"),
+        pytest.param(["locked", "locked", "starting", "locked"], 2, id="after the swap"),
+        pytest.param(["rehearsing", "locked"], 0, id="none came as far as the outage"),
+        pytest.param(["swapped", "fenced"], 0, id="the newer one"),
+    ],
+)
+def test_the_run_that_came_as_far_as_the_outage_is_the_one(stages: list[str], place: int) -> None:
+    assert aftermath.which(stages) == place
+
+
+def test_the_others_are_named() -> None:
+    closed = {NAME: entry(10, is_open=False)}
+    assert decide(run=run("fenced"), databases=closed, others=["X"]).sentence.endswith(" So was run X.")
+    found = decide(run=run("fenced"), databases=closed, others=["X", "Y"], alive=[7])
+    assert found.sentence.endswith(" So were runs X, Y.")
+    assert found.todo[0] == "end the processes 7 of these runs"
