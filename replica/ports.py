@@ -7,7 +7,15 @@ import random
 import socket
 
 # Linux gives away those from 32768 on (net.ipv4.ip_local_port_range): to whoever binds none, and to connections.
-_NOT_GIVEN_AWAY = range(20_000, 32_000)
+# Tests that run side by side have those below, each worker its own (tests/conftest.py): the port of a server that is
+# down for a moment looks free.
+_ports = range(30_000, 32_000)
+
+
+def choose_from(ports: range) -> None:
+    """From which ports this process takes."""
+    global _ports  # noqa: PLW0603 (one for the process, as the worker that it is)
+    _ports = ports
 
 
 def free_port() -> int:
@@ -17,7 +25,7 @@ def free_port() -> int:
         The port.
     """
     while True:
-        port = random.choice(_NOT_GIVEN_AWAY)  # noqa: S311 (no secret)
+        port = random.choice(_ports)  # noqa: S311 (no secret)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port

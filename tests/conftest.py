@@ -12,6 +12,8 @@ from pathlib import Path
 import ansible.module_utils
 import pytest
 
+from replica.ports import choose_from
+
 ROOT = Path(__file__).resolve().parent.parent
 #: The groups that take more than a minute, longest first: what begins last must not keep the others waiting.
 LONGEST = (
@@ -49,6 +51,12 @@ LONGEST = (
 # `from ansible.module_utils.alembic_recovery.errors import RecoveryError`.
 sys.path.insert(0, str(ROOT / "library"))
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+
+def pytest_configure() -> None:
+    """Give each worker ports of its own."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    choose_from(range(20_000 + number * 1_000, 21_000 + number * 1_000))
 
 
 @pytest.fixture(scope="session")

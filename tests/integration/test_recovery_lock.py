@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import threading
 import time
@@ -57,8 +56,8 @@ def test_s21_what_it_writes_is_private_and_says_who_is_at_work(stack: FencedStac
 
 
 def test_row_31_a_second_run_is_refused_and_told_who_the_first_one_is(stack: FencedStack) -> None:
-    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     stack.lock()
+    today = stack.record()["stages"][0]["at"][:10]
     second = FencedStack(stack.database, stack.supervised, stack.runs.parent / "elsewhere")
 
     took = []

@@ -44,7 +44,7 @@ def test_check_real_check_real(supervised: Supervised) -> None:
     done = restart(supervised, unless_started_since=since)
     assert (done["changed"], done["restarted"]) == (True, ["api", "worker"])
     after = supervised.processes()
-    assert before.keys().isdisjoint(after)
+    assert before.items().isdisjoint(after.items())
     api, worker = supervised.process("api"), supervised.process("worker")
     assert api is not None
     assert worker is not None

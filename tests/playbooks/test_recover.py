@@ -152,7 +152,7 @@ class TestIncident:
 
     def test_the_services_were_restarted_in_order_and_are_new(self, incident: Incident) -> None:
         before, after = incident.before.processes, incident.recovered.processes
-        assert before.keys().isdisjoint(after)
+        assert before.items().isdisjoint(after.items())
         api = min(at for line, at in after.values() if "gunicorn" in line)
         worker = min(at for line, at in after.values() if "celery" in line)
         assert api < worker

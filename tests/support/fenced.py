@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import json
 import os
@@ -24,6 +25,11 @@ from tests.support.waiting import wait_until
 _NUMBERS = itertools.count(1)
 
 
+def _run_id() -> str:
+    began = datetime.datetime(2025, 10, 21, 3, 15, tzinfo=datetime.UTC) + datetime.timedelta(seconds=next(_NUMBERS))
+    return f"{began:%Y%m%dT%H%M%SZ}-{id(object()) % 0xFFFFFF:06x}"
+
+
 def kill_keeper(directory: Path) -> None:
     """Kill the keeper of a run, as the kernel does; it is gone afterwards, if it has not ended by itself before."""
     for pid in lock.keeper_pids(str(directory)):
@@ -39,7 +45,7 @@ class FencedStack:
     database: AppDatabase
     supervised: Supervised
     runs: Path
-    run_id: str = field(default_factory=lambda: f"20251021T0315{next(_NUMBERS):02d}Z-{id(object()) % 0xFFFFFF:06x}")
+    run_id: str = field(default_factory=_run_id)
 
     @property
     def directory(self) -> Path:
