@@ -151,6 +151,10 @@ def absent(module: AnsibleModule) -> dict[str, t.Any]:
     return {"changed": bool(found), "clone": name, "oid": oid, "seconds": round(time.monotonic() - started, 3)}
 
 
+# A health check is in the database for some milliseconds.
+_LEAVE_S = 2.0
+
+
 def present(module: AnsibleModule) -> dict[str, t.Any]:
     """Make the copy."""
     params, started = module.params, time.monotonic()
@@ -161,6 +165,10 @@ def present(module: AnsibleModule) -> dict[str, t.Any]:
     maintenance = places.maintenance()
     neighbours.check_new_name(maintenance, clone)
     seen = neighbours.look(places, name, params["database"]["maintenance_db"])
+    deadline = time.monotonic() + _LEAVE_S
+    while seen.sessions and not module.check_mode and time.monotonic() < deadline:
+        time.sleep(0.2)
+        seen = neighbours.look(places, name, params["database"]["maintenance_db"])
     if seen.for_clone or seen.database is None:
         raise StackError(
             f"No copy of {name} can be made: {' '.join(seen.for_clone)} Nothing was changed.", impossible=seen.for_clone

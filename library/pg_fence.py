@@ -109,8 +109,8 @@ def close(module: AnsibleModule, maintenance: postgres.Database, known: fence.Kn
     params, name = module.params, module.params["database"]["name"]
     seen = fence.sessions(maintenance, name)
     is_open = fence.entries(maintenance, name)[name]["open"]
-    unknown = fence.strangers(seen, known, services_stopped=False)
     if module.check_mode or not (is_open or seen):
+        unknown = fence.strangers_who_stay(maintenance, name, known)
         if unknown and params["unknown_clients"] == "refuse":
             raise fence.refusal(unknown, name)
         return {"changed": is_open or bool(seen), "ended": [str(session) for session in seen]}

@@ -16,6 +16,8 @@ from ansible.module_utils.alembic_recovery.errors import DatabaseError, Recovery
 
 # How long a session that was told to end may take.
 _LEAVE_S = 20.0
+# A health check (`pg_isready`, in many a Compose file every ten seconds) is in the database for some milliseconds.
+_STAY_S = 2.0
 
 # A role that is no superuser sees of the sessions of others little more than who and where they are: what is not shown
 # is null, so only what is always shown may decide. Autovacuum's workers have no role.
@@ -111,6 +113,20 @@ def strangers(seen: t.Iterable[Session], known: Known, *, services_stopped: bool
         a_service = not services_stopped if known.addresses is None else session.address in known.addresses
         if not (ours or described or a_service):
             found.append(session)
+    return found
+
+
+def strangers_who_stay(maintenance: postgres.Database, name: str, known: Known) -> list[Session]:
+    """Those whom nobody described, and who do not go by themselves within two seconds.
+
+    :raises DatabaseError: the maintenance database could not be asked.
+    """
+    deadline = time.monotonic() + _STAY_S
+    found = strangers(sessions(maintenance, name), known, services_stopped=False)
+    while found and time.monotonic() < deadline:
+        time.sleep(0.2)
+        there = {session.pid for session in sessions(maintenance, name)}
+        found = [session for session in found if session.pid in there]
     return found
 
 

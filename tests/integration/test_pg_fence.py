@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import psycopg
 import pytest
+from ansible.module_utils.alembic_recovery import fence as module_fence
 
 from tests.support.evidence import Witness
 from tests.support.fenced import FencedStack
@@ -49,6 +53,29 @@ def test_row_46_strangers_are_named_and_the_database_is_opened_again(stack: Fenc
         psycopg.connect(stack.database.conninfo).close()
 
 
+def test_who_goes_by_himself_is_no_stranger(stack: FencedStack) -> None:
+    """A health check is there for some milliseconds; it must not be what ends a run before it has begun."""
+    addresses = ["192.0.2.1"]
+    with psycopg.connect(stack.database.conninfo, application_name="metabase"):
+        assert "metabase" in str(fence(stack, check=True, addresses=addresses)["msg"])
+    passing = psycopg.connect(stack.database.conninfo, application_name="pg_isready")
+    timer = threading.Timer(1.0, passing.close)
+    seen = module_fence.sessions
+
+    def sessions(*arguments: Any) -> list[module_fence.Session]:
+        found = seen(*arguments)
+        if not timer.is_alive() and not passing.closed:
+            assert found, "it is there when it is looked for first"
+            timer.start()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_fence, "sessions", sessions)
+        planned = fence(stack, check=True, addresses=addresses)
+    timer.join()
+    assert planned["changed"] is True, planned
+
+
 @pytest.mark.parametrize(
     "more",
     [{"unknown_clients": "end"}, {"known_clients": ["metabase/aiuser"]}],
@@ -65,8 +92,6 @@ def test_row_46_sessions_are_ended_where_that_is_wanted(stack: FencedStack, more
 
 
 def test_row_46_clients_that_reconnect_all_the_time_do_not_come_back(stack: FencedStack) -> None:
-    import threading
-
     over = threading.Event()
 
     def knock() -> None:
