@@ -197,7 +197,9 @@ def wait_until_up(service: Service, timeout: float) -> State:
             raise not_up(service, "ends and is restarted again and again")
         if seen.running and seen.health == "healthy":
             return seen
-        if seen.running and seen.health == "":
+        # Gone from the process table, whatever its supervisor still says of it.
+        gone = began is not None and seen.started_at is None
+        if seen.running and seen.health == "" and not gone:
             # Between two looks it may have ended and been started again: then it has not been up meanwhile.
             if up_since is None or _is_another(began, seen.started_at):
                 up_since, began, lives = now, seen.started_at, lives + 1

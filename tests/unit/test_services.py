@@ -148,6 +148,12 @@ def test_one_that_stays_is_up(clock: None, began: Callable[[int], datetime.datet
     assert wait_until_up(Scripted(looks(began)), 8).running
 
 
+def test_one_whose_process_is_gone_while_its_supervisor_still_calls_it_running_is_not_up(clock: None) -> None:
+    running = [State("api", "", True, started_at=began) for began in (*[SINCE] * 4, None)]
+    with pytest.raises(RecoveryError, match="is not running after 8 s"):
+        wait_until_up(Scripted([*running, *[State("api", "", False)] * 30]), 8)
+
+
 @pytest.mark.parametrize("deed", ["start", "stop"])
 def test_a_stop_that_is_under_way_is_waited_for(clock: None, deed: str) -> None:
     """A manager refuses to start what it is still stopping, and it may still write to the database."""
