@@ -26,6 +26,8 @@ _DATA = f"{_HOME}/rehearsal"
 # Where psql in the image looks for the server without being told, whoever built it.
 _SOCKETS = ("/var/run/postgresql", "/tmp")  # noqa: S108 (in the container, which nobody else is in)
 _BOOTSTRAP_OID = 10
+# How long the Engine may take to end what a killed client has asked for.
+_FREE_S = 10.0
 # Comes with the roles, in one transaction: a server without it was not made to the end.
 _DONE = "a throwaway server of alembic-recovery"
 _IS_DONE = f"""select 1 as done from pg_database
@@ -216,10 +218,15 @@ class Rehearsal:
                 continue
             if kind == "network":
                 self._leave_network(name)
-            if kind == "volume":
-                # Left by a run that was killed in the moment of its initdb.
-                self.docker.remove(f"{name}-initdb")
-            done = self._ask(kind, "rm", name, expected=None)
+            deadline = time.monotonic() + _FREE_S
+            while True:
+                if kind == "volume":
+                    # Left by a run that was killed in the moment of its initdb; the Engine may be just making it.
+                    self.docker.remove(f"{name}-initdb")
+                done = self._ask(kind, "rm", name, expected=None)
+                if "in use" not in done.stderr.lower() or time.monotonic() > deadline:
+                    break
+                time.sleep(0.5)
             if done.rc != 0 and "no such" not in done.stderr.lower() and "not found" not in done.stderr.lower():
                 raise DockerError(f"The {thing} cannot be removed: {done.stderr.strip()}")
 
