@@ -31,6 +31,7 @@ from replica.errors import ReplicaError
 from replica.expect import expectation
 from replica.ports import free_port
 from replica.postgres import EmbeddedPostgres
+from replica.processes import halted
 from replica.web import Client
 
 STATE_FILE = "replica.json"
@@ -247,8 +248,7 @@ class HostReplica:
         supervisor = self._supervisor()
         if supervisor is not None:
             # All of it goes, so nobody has to finish anything. Halted first, it starts nothing anew meanwhile.
-            supervisor.suspend()
-            self._kill([*supervisor.children(recursive=True), supervisor])
+            self._kill(halted(supervisor))
         self.postgres.remove()
         shutil.rmtree(self._state()["socket_dir"], ignore_errors=True)
         shutil.rmtree(self.directory)

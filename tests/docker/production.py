@@ -126,7 +126,7 @@ class Site:
             *arguments,
             # What Ansible keeps at home must not be shared with other runs, and can be looked through.
             environment={"HOME": str(home), **self.environment},
-            timeout=500,
+            timeout=1200,
         )
 
     def recover(self, *arguments: str) -> Run:

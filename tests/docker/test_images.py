@@ -38,11 +38,13 @@ def upgrade() -> None:
 def images(made: Production) -> Iterator[dict[str, str]]:
     """Two images made from the application's own: `newer`, of the same repository, with a revision more; `other`."""
     own = made.replica.container("aiproxysrv").image
-    repository = own.tags[0].rpartition(":")[0]
+    # Another test may give it a name of its own meanwhile.
+    own_tag = next(tag for tag in own.tags if tag.startswith("alembic-recovery/"))
+    repository = own_tag.rpartition(":")[0]
     names = {"newer": f"{repository}:{made.replica.prefix}-newer", "other": f"{made.replica.prefix}/other:1"}
     for kind, name in names.items():
         text = REVISION if kind == "newer" else REVISION.replace(NEXT, "0123456789ab")
-        files = {"Dockerfile": f"FROM {own.tags[0]}\nCOPY next.py /app/src/alembic/versions/\n", "next.py": text}
+        files = {"Dockerfile": f"FROM {own_tag}\nCOPY next.py /app/src/alembic/versions/\n", "next.py": text}
         context = io.BytesIO()
         with tarfile.open(fileobj=context, mode="w") as archive:
             for path, content in files.items():

@@ -333,7 +333,7 @@ def test_the_outage_of_containers_ends_without_anybody_when_the_run_is_dead(
     stack = production.variables()["recovery_stack"]
     there = {"run_id": run_id, "run_directory": str(tmp_path / "runs" / run_id)}
     both = {"database": stack["database"], "services": stack["services"], **there}
-    taken = run_module("recovery_lock", {**both, "grace": 8})
+    taken = run_module("recovery_lock", {**both, "grace": 20})
     assert taken.get("changed") is True, taken
     stopped = run_module("service_stop", {"services": stack["services"], **there})
     assert len(stopped["stopped"]) == 2, stopped
@@ -347,7 +347,7 @@ def test_the_outage_of_containers_ends_without_anybody_when_the_run_is_dead(
     assert states() == [("no", "exited")] * 2
     page = Path(taken["page"]).read_text()
     assert f"docker start {replica.name('aiproxysrv')}" in page
-    wait_until((Path(there["run_directory"]) / "keeper.json").exists, "the keeper has acted")
+    wait_until((Path(there["run_directory"]) / "keeper.json").exists, "the keeper has acted", 600)
 
     did = json.loads((Path(there["run_directory"]) / "keeper.json").read_text())
     assert [step["rc"] for step in did["commands"]] == [0] * len(did["commands"]) != [], did

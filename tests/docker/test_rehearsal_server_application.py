@@ -161,14 +161,24 @@ def test_row_48_killed_in_the_middle(production: Production, rehearsal: dict[str
             return False
 
     words: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen([sys.executable, "-c", ALONE], **words) as child:
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(rehearsal))
-        child.stdin.close()
-        wait_until(there, f"the {moment} is there")
-        child.kill()
-        assert child.stdout is not None
-        assert child.stdout.read() == ""
+
+    def killed() -> bool:
+        with subprocess.Popen([sys.executable, "-c", ALONE], **words) as child:
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(rehearsal))
+            child.stdin.close()
+            wait_until(there, f"the {moment} is there")
+            child.kill()
+            assert child.stdout is not None
+            return child.stdout.read() == ""
+
+    for _ in range(5):
+        if killed():
+            break
+        # It was quicker than we are.
+        run_module("rehearsal_server", {**rehearsal, "state": "absent"})
+    else:
+        pytest.fail("it was never killed in the middle")
     assert f"volume {name}" in left(production, rehearsal)
 
     done = run_module("rehearsal_server", {**rehearsal, "state": then})

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,21 +66,25 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
     client = docker.from_env()
     started = Started()
     events = client.events(decode=True, filters={"type": "container"})
-    listener = threading.Thread(target=_listen, args=(client, events, started, places(replica)))
-    listener.start()
-    try:
-        with Watch(marker, pause=0.02) as lines:
-            started.secrets = lines.found
-            yield started
-    finally:
-        time.sleep(3)  # what the Engine has told until then; it tells with a delay
-        events.close()
-        listener.join(timeout=10)
-        client.close()
+    with ThreadPoolExecutor(1) as asking:
+        listener = threading.Thread(target=_listen, args=(client, events, started, places(replica), asking))
+        listener.start()
+        try:
+            with Watch(marker, pause=0.02) as lines:
+                started.secrets = lines.found
+                yield started
+        finally:
+            time.sleep(3)  # what the Engine has told until then; it tells with a delay
+            events.close()
+            listener.join(timeout=10)
+    client.close()
 
 
-def _listen(client: docker.DockerClient, events: Any, started: Started, beside: set[str]) -> None:
+def _listen(client: docker.DockerClient, events: Any, started: Started, beside: set[str], asking: Executor) -> None:
     """Take down each container and each program at its start.
+
+    Programs are asked for by somebody else, one after the other: there are many, and a container that is asked for too
+    late is gone.
 
     Which runs are this replica's is known from their first container, which is beside it; the rehearsal's are not.
     """
@@ -101,15 +106,17 @@ def _listen(client: docker.DockerClient, events: Any, started: Started, beside: 
                     started.one_offs.append(seen)
                     ours.add(identity)
             elif action.startswith("exec_create") and identity in ours:
-                started.execs.append(_program(client, identity, attributes["execID"], action))
+                asking.submit(_take_down, started, identity, attributes["execID"], action)
 
 
-def _program(client: docker.DockerClient, container: str, exec_id: str, action: str) -> dict[str, Any]:
-    """What the engine knows of a program; of one that is gone with its container, what the event has told."""
+def _take_down(started: Started, container: str, exec_id: str, action: str) -> None:
+    """Add what the engine knows of a program; of one that is gone with its container, what the event has told."""
+    client = docker.from_env()
     try:
-        seen: dict[str, Any] = client.api.exec_inspect(exec_id)
+        started.execs.append(client.api.exec_inspect(exec_id))
     except docker.errors.NotFound:
         program, *arguments = action.partition(": ")[2].split()
         process = {"entrypoint": program, "arguments": arguments, "tty": None}
-        return {"ContainerID": container, "ProcessConfig": process}
-    return seen
+        started.execs.append({"ContainerID": container, "ProcessConfig": process})
+    finally:
+        client.close()

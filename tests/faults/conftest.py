@@ -182,7 +182,7 @@ class Site:
         confirmed = ["-e", f"recovery_confirm={self.database.name}@site"]
         where = ["-i", str(inventory or self.inventory()), "-l", "site"]
         environment = {**self.environment, **keywords.pop("environment", {})}
-        keywords.setdefault("timeout", 500)
+        keywords.setdefault("timeout", 1200)
         return run_playbook("recover.yml", *where, *confirmed, *arguments, environment=environment, **keywords)
 
     def play(self, tasks: list[dict[str, Any]], connection: dict[str, Any] | None = None, **keywords: Any) -> Run:

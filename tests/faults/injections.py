@@ -66,7 +66,7 @@ class ModuleProcess:
         """Whether it has ended."""
         return self.process.poll() is not None
 
-    def result(self, seconds: float = 120.0) -> dict[str, Any]:
+    def result(self, seconds: float = 600.0) -> dict[str, Any]:
         """Wait for its end; what it returned, with `peak_kib`, the most memory it had."""
         out, err = self.process.communicate(timeout=seconds)
         assert out, f"the module ended with {self.process.returncode} and said nothing but: {err}"

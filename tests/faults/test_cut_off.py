@@ -107,7 +107,7 @@ class CutOffRuns(BreakableRuns):
 
     def recover_when_it_may(self) -> Outcome:
         """Run recover.yml until nobody else is at work."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while True:
             self.wait_for_the_keeper()
             done = self.recover(variables={"recovery_rehearse": False})
@@ -198,7 +198,7 @@ def answers(runs: CutOffRuns) -> bool:
 
 def cut_off(runs: CutOffRuns, stage: str, victim: str) -> str:
     """Start a run when it may, kill the victim in the stage, and return all that was printed."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while True:
         runs.wait_for_the_keeper()
         said, was_cut_off = _cut_off_or_refused(runs, stage, victim)
@@ -225,11 +225,11 @@ def _cut_off_or_refused(runs: CutOffRuns, stage: str, victim: str) -> tuple[str,
             seen.update(runs.record(known))
             return stage in [entry["stage"] for entry in seen.get("stages", [])] or process.poll() is not None
 
-        wait_until(there, f"the stage {stage}", 300)
+        wait_until(there, f"the stage {stage}", 900)
         if process.poll() is not None:
             return process.communicate()[0], False
         kill(runs, victim, process, seen)
-        return process.communicate(timeout=200)[0], True
+        return process.communicate(timeout=900)[0], True
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)

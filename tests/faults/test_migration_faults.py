@@ -416,7 +416,7 @@ def test_row_40_the_backend_is_killed_and_postgresql_restarts(ground: Ground) ->
 @pytest.mark.parametrize(
     ("body", "limit", "words"),
     [
-        pytest.param(SLEEPS, {"statement_timeout": 1}, "canceling statement due to statement timeout", id="statement"),
+        pytest.param(SLEEPS, {"statement_timeout": 5}, "canceling statement due to statement timeout", id="statement"),
         pytest.param(
             "import time\nop.execute('alter table songs add column slow int')\ntime.sleep(300)",
             {"timeout": 25},

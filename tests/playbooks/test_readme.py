@@ -268,7 +268,7 @@ class Reader:
     def _answer(self, command: str) -> str:
         """Run the command that asks, at a terminal, and type what it asks for."""
         with Terminal(shlex.split(command), ROOT, self.environment) as terminal:
-            terminal.read_until("To go on, type aiproxy@prod", seconds=120)
+            terminal.read_until("To go on, type aiproxy@prod", seconds=600)
             terminal.wait_for_question("To go on, type aiproxy@prod")
             terminal.type("aiproxy@prod\n")
             code = terminal.wait(seconds=600)

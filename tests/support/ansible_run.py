@@ -44,7 +44,7 @@ def run(
     *argv: str | Path,
     cwd: Path = ROOT,
     environment: dict[str, str] | None = None,
-    timeout: float = 120,
+    timeout: float = 600,
     stdin: str | None = None,
 ) -> Run:
     """Run one of this environment's commands (`ansible-playbook`, `ansible-doc`, …) without a terminal.

@@ -172,7 +172,7 @@ class HostRuns:
                 "ALEMBIC_RECOVERY_RECORD": str(record),
                 **(environment or {}),
             },
-            timeout=400,
+            timeout=1200,
         )
         assert self.replica.password not in run.text
         lines = record.read_text().splitlines() if record.exists() else []

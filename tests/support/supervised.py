@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from replica.processes import halted
 from tests.support.evidence import started
 
 START_SECONDS = 120.0
@@ -78,10 +79,10 @@ class Supervised:
 
     def __exit__(self, *_unused: object) -> None:
         parent = psutil.Process(int((self.directory / "supervisord.pid").read_text()))
-        parent.suspend()
-        family = [*parent.children(recursive=True), parent]
+        family = halted(parent)
         for process in family:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(family, timeout=10)
         self._sockets.cleanup()
 

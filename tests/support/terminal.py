@@ -59,7 +59,7 @@ class Terminal:
         self.text += data.decode("utf-8", "replace").replace("\r\n", "\n")
         return bool(data)
 
-    def read_until(self, words: str, seconds: float = 120) -> None:
+    def read_until(self, words: str, seconds: float = 600) -> None:
         """Wait until the words have been printed; raise AssertionError with what was printed instead."""
         deadline = time.monotonic() + seconds
         while words not in self.text:
@@ -81,7 +81,7 @@ class Terminal:
         """Type the keys; Enter is a line feed, Ctrl-C the character 3."""
         os.write(self._fd, keys.encode())
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """Wait for the end of the command and return its exit code."""
         deadline = time.monotonic() + seconds
         while self._read(0.2) and time.monotonic() < deadline:
