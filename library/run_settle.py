@@ -25,7 +25,8 @@ options:
   settle:
     description:
       - The name of the run whose remains these are; without it, the one that M(run_status) names.
-      - What other runs have left that were to take it back, and were cut off as well, is tidied with it.
+      - In any other than the rescue of that run itself, what has not ended now decides, the run that came as far as
+        the outage first. What the others have left is tidied with it.
     type: str
   end_run:
     description: The name of a run that is to be ended although it may be alive.
@@ -88,6 +89,7 @@ problems:
   sample: []
 """
 
+import contextlib
 import dataclasses
 import os
 import typing as t
@@ -108,7 +110,7 @@ ARGUMENTS: dict[str, t.Any] = {
 
 
 class Settling:
-    """The deeds of one settling, in their order; `runs`: the one whose deeds count, and those cut off after it."""
+    """The deeds of one settling, in their order; `runs`: first the one whose deeds count."""
 
     def __init__(
         self, places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Sequence[record.Record]
@@ -138,13 +140,15 @@ class Settling:
             if run.stage not in record.ENDED:
                 run_id = str(run.facts["run_id"])
                 settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)
-                finished = found.action == "finish" and run is self._run
-                live = fence.entries(self._maintenance, self._name).get(self._name)
-                swapped = swap.completed(run.facts, live["oid"] if live else None) if finished else None
-                if swapped:
-                    run.note("swapped", **swapped)
-                run.note("started" if finished else "taken_back")
+                self._write_down(run, found.action if run is self._run else "tidy")
         return started
+
+    def _write_down(self, run: record.Record, action: str) -> None:
+        live = fence.entries(self._maintenance, self._name).get(self._name)
+        swapped = swap.completed(run.facts, live["oid"] if live else None) if action != "take_back" else {}
+        if swapped:
+            run.note("swapped", **swapped)
+        run.note("started" if swapped or action == "finish" else "taken_back")
 
     def end_what_is_alive(self) -> None:
         """End the processes, containers and sessions of the runs, and their keepers.
@@ -166,22 +170,34 @@ class Settling:
 def decide(
     places: arguments.Places, params: t.Mapping[str, t.Any], name: str
 ) -> tuple[list[record.Record], aftermath.Aftermath]:
-    """The runs whose remains are settled (first `name`, else the one whose deeds count), and what becomes of them.
+    """The runs whose remains are settled, first the one whose deeds count, and what becomes of them.
 
+    What has not ended now decides: since somebody looked last, a run may have gone on, and another one may be at work.
+
+    :param name: the run that is settled where none has not ended.
     :raises StackError: somebody is at work, or a person has to look.
     """
-    # Our own run, in a rescue, asks for itself.
-    seen = settle.look(places, params, params["directory"], for_itself=name == params["run_id"])
-    found = str(seen.run["run_id"]) if seen.run else ""
-    names = [name or found, *(seen.others if name in ("", found) else ())]
-    runs = [record.Record.read(os.path.join(params["directory"], one)) for one in names if one]
+    seen = settle.look(
+        places,
+        params,
+        params["directory"],
+        # Our own run, in a rescue, asks for itself.
+        for_itself=params["settle"] == params["run_id"],
+        end_run=params["end_run"],
+    )
+    names = [str(seen.run["run_id"]), *seen.others] if seen.run else [name] if name else []
+    runs = [record.Record.read(os.path.join(params["directory"], one)) for one in names[:1]]
+    for one in names[1:]:
+        # One that was refused the lock takes its record with it.
+        with contextlib.suppress(StackError):
+            runs.append(record.Record.read(os.path.join(params["directory"], one)))
     if runs:
-        seen = dataclasses.replace(seen, run=runs[0].facts, others=names[1:])
-    mine = (params["run_id"], params["settle"] or "", params["end_run"])
-    left = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in mine else params["run_id"])
-    if left.action in ("wait", "refuse"):
-        raise StackError(left.sentence, action=left.action)
-    return runs, left
+        seen = dataclasses.replace(seen, run=runs[0].facts)
+    ended = {params["settle"], params["end_run"]} & set(names)
+    found = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in ended else params["run_id"])
+    if found.action in ("wait", "refuse"):
+        raise StackError(found.sentence, action=found.action)
+    return runs, found
 
 
 def execute(module: AnsibleModule) -> dict[str, t.Any]:
@@ -193,7 +209,7 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     name = str(runs[0].facts["run_id"]) if runs else ""
     result = {"action": found.action, "sentence": found.sentence, "todo": list(found.todo)}
     result.update(started=[], problems=[])
-    if name == params["run_id"] and not found.todo:
+    if params["settle"] == params["run_id"] and not found.todo:
         # Our own run has not been cut off: it is here.
         result["action"] = "nothing"
     changed = result["action"] != "nothing"

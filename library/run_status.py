@@ -97,7 +97,7 @@ def execute(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Look, and decide; the task's result."""
     name = params["database"]["name"]
     try:
-        seen = settle.look(arguments.Places(params), params, params["directory"])
+        seen = settle.look(arguments.Places(params), params, params["directory"], end_run=params["end_run"])
     except DatabaseError as error:
         # Whoever looks at the database itself says that, too, with the verdict.
         nothing: dict[str, t.Any] = {"todo": [], "run_id": "", "run_directory": "", "reachable": False, "kept": []}

@@ -69,7 +69,7 @@ def decide(seen: Evidence, *, run_id: str, end_run: str = "") -> Aftermath:
     :param run_id: the run that asks; what is its own is none of its business.
     :param end_run: the run that is to be ended although it may be alive, named by a person.
     """
-    if seen.holder and seen.holder_id not in (run_id, end_run):
+    if seen.holder and seen.holder_id not in {run_id, end_run} - {""}:
         return Aftermath(
             "wait",
             f"Somebody else is at work on {seen.database}: {seen.holder}. Let it end: a run that is dead loses its "
@@ -78,7 +78,7 @@ def decide(seen: Evidence, *, run_id: str, end_run: str = "") -> Aftermath:
     found = _left(seen)
     if found.action not in ("take_back", "finish", "tidy") or not seen.others:
         return found
-    others = f"So {'were runs' if len(seen.others) > 1 else 'was run'} {', '.join(seen.others)}."
+    others = f"Ended with it: {', '.join(f'run {run}' for run in seen.others)}."
     return dataclasses.replace(found, sentence=f"{found.sentence} {others}")
 
 

@@ -34,12 +34,19 @@ _COMING_UP = re.compile(
 
 
 def look(
-    places: arguments.Places, params: t.Mapping[str, t.Any], directory: str, *, for_itself: bool = False
+    places: arguments.Places,
+    params: t.Mapping[str, t.Any],
+    directory: str,
+    *,
+    for_itself: bool = False,
+    end_run: str = "",
 ) -> aftermath.Evidence:
     """Everything that runs that were cut off may have left, as evidence.
 
     :param directory: where the directories of the stack's runs are.
-    :param for_itself: the run that asks does so in its rescue: what it has left itself, and nothing else.
+    :param for_itself: the run that asks does so in its rescue: of all runs, it is the only one that counts.
+    :param end_run: the run that is to be ended although it may be alive, named by a person: it counts as long as it has
+        the lock, also where its record says that it has ended.
     :raises RecoveryError: the server could not be asked.
     """
     name = params["database"]["name"]
@@ -55,6 +62,8 @@ def look(
         and run.facts.get("database") == name
         and (run.facts["run_id"] == params["run_id"]) == for_itself
     ]
+    if end_run and who and who.run_id == end_run:
+        unfinished += [run for run in known if run.facts["run_id"] == end_run and run not in unfinished]
     run = unfinished[aftermath.which([run.stage for run in unfinished])] if unfinished else None
     # A server that was restarted has ended the lock's session: its keeper takes it again, or ends the outage.
     who = who or next(filter(None, map(lock.keeps, unfinished)), None)

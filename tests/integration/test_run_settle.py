@@ -89,12 +89,56 @@ def test_row_54_the_run_that_was_to_take_it_back_was_cut_off_as_well(stack: Fenc
 
     found = status(stack, end_run=third.run_id)
     assert (found["action"], found["run_id"]) == ("take_back", stack.run_id), found
-    assert found["sentence"].endswith(f" So were runs {third.run_id}, {second.run_id}.")
+    assert found["sentence"].endswith(f" Ended with it: run {third.run_id}, run {second.run_id}.")
     done = settle(stack, settle=stack.run_id, end_run=third.run_id)
     assert (done["changed"], done["started"]) == (True, ["api", "worker"]), done
     assert stack.databases() == before
     assert third.lock_holders() == []
     assert [run.record()["stage"] for run in (stack, second, third)] == ["taken_back"] * 3
+    assert status(stack)["action"] == "nothing"
+
+
+def test_row_54_the_run_that_was_named_has_gone_on_meanwhile(stack: FencedStack) -> None:
+    """It has taken back what was to be settled, and is in its own outage when a person's answer arrives."""
+    before = stack.databases()
+    second = FencedStack(stack.database, stack.supervised, stack.runs)
+    cut_off(stack, "fencing")
+    record.Record.read(str(stack.directory)).note("taken_back")
+    second.lock()
+    record.begin(str(second.directory), "fenced")
+
+    assert settle(stack, settle=stack.run_id)["action"] == "wait"
+    assert stack.databases() != before
+    done = settle(stack, settle=stack.run_id, end_run=second.run_id)
+
+    assert (done["action"], done["started"]) == ("take_back", ["api", "worker"]), done
+    assert f"Run {second.run_id}" in done["sentence"]
+    assert stack.databases() == before
+    assert second.lock_holders() == []
+    assert second.record()["stage"] == "taken_back"
+
+
+def test_row_54_a_named_run_is_ended_also_when_its_record_says_that_it_has_ended(stack: FencedStack) -> None:
+    """While it verifies the application it has nothing to lose, and still has the lock."""
+    second = FencedStack(stack.database, stack.supervised, stack.runs)
+    stack.lock()
+    record.begin(str(stack.directory), "rehearsing")
+    stack.kill_keeper()
+    second.lock()
+    record.begin(str(second.directory), "started")
+    new, _old = stack.copied()
+
+    assert settle(stack, settle=stack.run_id)["action"] == "wait"
+    assert new in stack.databases()
+    found = status(stack, end_run=second.run_id)
+    assert (found["action"], found["run_id"]) == ("tidy", stack.run_id), found
+    assert found["sentence"].endswith(f" Ended with it: run {second.run_id}.")
+    done = settle(stack, settle=stack.run_id, end_run=second.run_id)
+
+    assert done["changed"] is True, done
+    assert second.lock_holders() == []
+    assert new not in stack.databases()
+    assert [run.record()["stage"] for run in (stack, second)] == ["taken_back", "started"]
     assert status(stack)["action"] == "nothing"
 
 

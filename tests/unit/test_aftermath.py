@@ -173,7 +173,7 @@ def test_the_run_that_came_as_far_as_the_outage_is_the_one(stages: list[str], pl
 
 def test_the_others_are_named() -> None:
     closed = {NAME: entry(10, is_open=False)}
-    assert decide(run=run("fenced"), databases=closed, others=["X"]).sentence.endswith(" So was run X.")
+    assert decide(run=run("fenced"), databases=closed, others=["X"]).sentence.endswith(" Ended with it: run X.")
     found = decide(run=run("fenced"), databases=closed, others=["X", "Y"], alive=[7])
-    assert found.sentence.endswith(" So were runs X, Y.")
+    assert found.sentence.endswith(" Ended with it: run X, run Y.")
     assert found.todo[0] == "end the processes 7 of these runs"
