@@ -108,7 +108,7 @@ sessions:
 import time
 import typing as t
 
-from ansible.module_utils.alembic_recovery import arguments, naming, neighbours, postgres, properties, record
+from ansible.module_utils.alembic_recovery import arguments, fence, naming, neighbours, postgres, properties, record
 from ansible.module_utils.alembic_recovery.errors import DatabaseError, RecoveryError, StackError
 from ansible.module_utils.basic import AnsibleModule
 
@@ -151,10 +151,6 @@ def absent(module: AnsibleModule) -> dict[str, t.Any]:
     return {"changed": bool(found), "clone": name, "oid": oid, "seconds": round(time.monotonic() - started, 3)}
 
 
-# A health check is in the database for some milliseconds.
-_LEAVE_S = 2.0
-
-
 def present(module: AnsibleModule) -> dict[str, t.Any]:
     """Make the copy."""
     params, started = module.params, time.monotonic()
@@ -165,8 +161,8 @@ def present(module: AnsibleModule) -> dict[str, t.Any]:
     maintenance = places.maintenance()
     neighbours.check_new_name(maintenance, clone)
     seen = neighbours.look(places, name, params["database"]["maintenance_db"])
-    deadline = time.monotonic() + _LEAVE_S
-    while seen.sessions and not module.check_mode and time.monotonic() < deadline:
+    deadline = time.monotonic() + fence.PASSING_S
+    while seen.sessions and not (seen.for_clone or module.check_mode) and time.monotonic() < deadline:
         time.sleep(0.2)
         seen = neighbours.look(places, name, params["database"]["maintenance_db"])
     if seen.for_clone or seen.database is None:

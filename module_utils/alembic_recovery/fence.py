@@ -16,8 +16,9 @@ from ansible.module_utils.alembic_recovery.errors import DatabaseError, Recovery
 
 # How long a session that was told to end may take.
 _LEAVE_S = 20.0
-# A health check (`pg_isready`, in many a Compose file every ten seconds) is in the database for some milliseconds.
-_STAY_S = 2.0
+#: How long one who passes may be in a database, in seconds. A health check (`pg_isready`, in many a Compose file every
+#: ten seconds) is there for some milliseconds.
+PASSING_S = 2.0
 
 # A role that is no superuser sees of the sessions of others little more than who and where they are: what is not shown
 # is null, so only what is always shown may decide. Autovacuum's workers have no role.
@@ -117,17 +118,23 @@ def strangers(seen: t.Iterable[Session], known: Known, *, services_stopped: bool
 
 
 def strangers_who_stay(maintenance: postgres.Database, name: str, known: Known) -> list[Session]:
-    """Those whom nobody described, and who do not go by themselves within two seconds.
+    """Those whom nobody described, and who are there, or there again, after a second.
+
+    A client without a pool has another session at each look: it is told by its role, its name, and where it is.
 
     :raises DatabaseError: the maintenance database could not be asked.
     """
-    deadline = time.monotonic() + _STAY_S
-    found = strangers(sessions(maintenance, name), known, services_stopped=False)
-    while found and time.monotonic() < deadline:
-        time.sleep(0.2)
-        there = {session.pid for session in sessions(maintenance, name)}
-        found = [session for session in found if session.pid in there]
-    return found
+
+    def there() -> dict[tuple[str, str, str], Session]:
+        found = strangers(sessions(maintenance, name), known, services_stopped=False)
+        return {(session.user, session.application, session.address): session for session in found}
+
+    began, first, again = time.monotonic(), there(), dict[tuple[str, str, str], Session]()
+    while first.keys() - again.keys() and time.monotonic() - began < PASSING_S:
+        time.sleep(0.1)
+        if time.monotonic() - began > PASSING_S / 2:
+            again.update((who, session) for who, session in there().items() if who in first)
+    return list(again.values())
 
 
 def refusal(found: t.Sequence[Session], name: str) -> RecoveryError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from ansible.module_utils.alembic_recovery import neighbours
 
 from replica.databases import AppDatabase
 from replica.postgres import SUPERUSER
@@ -191,6 +192,19 @@ class TestRefusals:
             assert [row["application"] for row in refused["sessions"]] == ["the api"]
             assert somebody.execute("select 1").fetchone() == (1,)
         assert names(broken) == there
+
+    def test_who_goes_by_himself_is_waited_for(self, broken: AppDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+        look = neighbours.look
+        with psycopg.connect(broken.conninfo, application_name="pg_isready") as passing:
+
+            def looked(*arguments: Any) -> neighbours.Look:
+                seen = look(*arguments)
+                assert seen.sessions or passing.closed, "it is there when it is looked for first"
+                passing.close()
+                return seen
+
+            monkeypatch.setattr(neighbours, "look", looked)
+            assert clone(broken)["changed"] is True
 
     def test_row_39_there_is_no_room(
         self, broken: AppDatabase, beside: Witness, monkeypatch: pytest.MonkeyPatch

@@ -58,21 +58,20 @@ def test_who_goes_by_himself_is_no_stranger(stack: FencedStack) -> None:
     addresses = ["192.0.2.1"]
     with psycopg.connect(stack.database.conninfo, application_name="metabase"):
         assert "metabase" in str(fence(stack, check=True, addresses=addresses)["msg"])
-    passing = psycopg.connect(stack.database.conninfo, application_name="pg_isready")
-    timer = threading.Timer(1.0, passing.close)
-    seen = module_fence.sessions
+    seen = module_fence.strangers
+    with psycopg.connect(stack.database.conninfo, application_name="pg_isready") as passing:
 
-    def sessions(*arguments: Any) -> list[module_fence.Session]:
-        found = seen(*arguments)
-        if not timer.is_alive() and not passing.closed:
-            assert found, "it is there when it is looked for first"
-            timer.start()
-        return found
+        def strangers(*arguments: Any, **keywords: Any) -> list[module_fence.Session]:
+            found = seen(*arguments, **keywords)
+            if not passing.closed:
+                assert found, "it is there when it is looked for first"
+                passing.close()
+            return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module_fence, "sessions", sessions)
-        planned = fence(stack, check=True, addresses=addresses)
-    timer.join()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module_fence, "strangers", strangers)
+            planned = fence(stack, check=True, addresses=addresses)
+        assert passing.closed
     assert planned["changed"] is True, planned
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Callable
+
 import pytest
 from ansible.module_utils.alembic_recovery import fence
 
@@ -32,3 +36,42 @@ def test_a_refusal_names_them_and_says_what_to_do() -> None:
 
     assert "process 7 (anna, psql, from 10.0.0.1, idle, for 3 s)" in text
     assert "-e recovery_unknown_clients=end" in text
+
+
+PASSING, LOOKER = (session(application=name) for name in ("pg_isready", "metabase"))
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        pytest.param(lambda _at, _look: [], [], id="nobody"),
+        pytest.param(lambda at, _look: [PASSING] if at < 0.1 else [], [], id="a health check"),
+        pytest.param(lambda at, _look: [PASSING] if at < 0.9 else [], [], id="a slow health check"),
+        pytest.param(lambda at, _look: [LOOKER, *([PASSING] if at < 0.1 else [])], ["metabase"], id="one who stays"),
+        pytest.param(
+            lambda _at, look: [dataclasses.replace(LOOKER, pid=look)], ["metabase"], id="another session at each look"
+        ),
+        pytest.param(lambda _at, look: [LOOKER] if look % 3 == 0 else [], ["metabase"], id="there again and again"),
+    ],
+)
+def test_who_passes_is_no_stranger(
+    monkeypatch: pytest.MonkeyPatch, there: Callable[[float, int], list[fence.Session]], named: list[str]
+) -> None:
+    clock, looks = Clock(), itertools.count()
+    monkeypatch.setattr(fence, "time", clock)
+    monkeypatch.setattr(fence, "sessions", lambda *_unused: there(clock.now, next(looks)))
+    found = fence.strangers_who_stay(None, "aiproxy", fence.Known([]))  # type: ignore[arg-type]
+    assert [one.application for one in found] == named
+    assert clock.now <= 2.1
+
+
+class Clock:
+    """Time goes by while somebody sleeps."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
