@@ -221,8 +221,9 @@ class Rehearsal:
             deadline = time.monotonic() + _FREE_S
             while True:
                 if kind == "volume":
-                    # Left by a run that was killed in the moment of its initdb; the Engine may be just making it.
+                    # Left by a run that was killed in the moment of its initdb, or that the Engine was just making.
                     self.docker.remove(f"{name}-initdb")
+                    self.docker.remove(name)
                 done = self._ask(kind, "rm", name, expected=None)
                 if "in use" not in done.stderr.lower() or time.monotonic() > deadline:
                     break

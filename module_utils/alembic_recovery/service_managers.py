@@ -85,10 +85,15 @@ class UnitService(Service):
         self._positions: dict[str, int] = {}
 
     def _started_at(self, pid: int) -> datetime.datetime | None:
-        """When a process was started, from /proc (Linux): clock ticks since boot."""
+        """When a process was started, from /proc (Linux): clock ticks since boot. One that only waits to be reaped has
+        ended.
+        """
         try:
             with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                ticks = int(file.read().rpartition(")")[2].split()[19])
+                state, *rest = file.read().rpartition(")")[2].split()
+            if state == "Z":
+                return None
+            ticks = int(rest[18])
             with open("/proc/uptime", encoding="utf-8") as file:
                 uptime = float(file.read().split()[0])
         except OSError:

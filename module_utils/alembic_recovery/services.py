@@ -197,8 +197,8 @@ def wait_until_up(service: Service, timeout: float) -> State:
             raise not_up(service, "ends and is restarted again and again")
         if seen.running and seen.health == "healthy":
             return seen
-        # Gone from the process table, whatever its supervisor still says of it.
-        gone = began is not None and seen.started_at is None
+        # Gone from the process table, and its supervisor has not noticed yet.
+        gone = seen.said == "RUNNING" and began is not None and seen.started_at is None
         if seen.running and seen.health == "" and not gone:
             # Between two looks it may have ended and been started again: then it has not been up meanwhile.
             if up_since is None or _is_another(began, seen.started_at):
@@ -210,7 +210,7 @@ def wait_until_up(service: Service, timeout: float) -> State:
         if now > deadline:
             if lives > 1:
                 raise not_up(service, f"ends and is started again and again: {lives} times in {timeout:g} s")
-            state = seen.health or ("running" if seen.running else "not running")
+            state = seen.health or ("running" if seen.running and not gone else "not running")
             raise not_up(service, f"is {state} after {timeout:g} s")
         time.sleep(service.pause)
 

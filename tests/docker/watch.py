@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
         finally:
             time.sleep(3)  # what the Engine has told until then; it tells with a delay
             events.close()
-            listener.join(timeout=10)
+            listener.join(timeout=120)
     client.close()
 
 
@@ -90,6 +90,7 @@ def _listen(client: docker.DockerClient, events: Any, started: Started, beside: 
     """
     ours, runs = {place.removeprefix("container:") for place in beside}, set()
     known: dict[str, dict[str, Any]] = {}
+    answers: list[Future[dict[str, Any]]] = []
     for event in events:
         attributes, action, identity = event["Actor"]["Attributes"], event["Action"], event["Actor"]["ID"]
         one_off = ONE_OFF_LABEL in attributes
@@ -106,17 +107,17 @@ def _listen(client: docker.DockerClient, events: Any, started: Started, beside: 
                     started.one_offs.append(seen)
                     ours.add(identity)
             elif action.startswith("exec_create") and identity in ours:
-                asking.submit(_take_down, started, identity, attributes["execID"], action)
+                answers.append(asking.submit(_program, identity, attributes["execID"], action))
+    started.execs = [answer.result() for answer in answers]
 
 
-def _take_down(started: Started, container: str, exec_id: str, action: str) -> None:
-    """Add what the engine knows of a program; of one that is gone with its container, what the event has told."""
-    client = docker.from_env()
-    try:
-        started.execs.append(client.api.exec_inspect(exec_id))
-    except docker.errors.NotFound:
-        program, *arguments = action.partition(": ")[2].split()
-        process = {"entrypoint": program, "arguments": arguments, "tty": None}
-        started.execs.append({"ContainerID": container, "ProcessConfig": process})
-    finally:
-        client.close()
+def _program(container: str, exec_id: str, action: str) -> dict[str, Any]:
+    """What the engine knows of a program; of one that is gone with its container, what the event has told."""
+    with contextlib.closing(docker.from_env()) as client:
+        try:
+            seen: dict[str, Any] = client.api.exec_inspect(exec_id)
+        except docker.errors.NotFound:
+            program, *arguments = action.partition(": ")[2].split()
+            process = {"entrypoint": program, "arguments": arguments, "tty": None}
+            return {"ContainerID": container, "ProcessConfig": process}
+        return seen

@@ -149,7 +149,7 @@ def test_one_that_stays_is_up(clock: None, began: Callable[[int], datetime.datet
 
 
 def test_one_whose_process_is_gone_while_its_supervisor_still_calls_it_running_is_not_up(clock: None) -> None:
-    running = [State("api", "", True, started_at=began) for began in (*[SINCE] * 4, None)]
+    running = [State("api", "", True, started_at=began, said="RUNNING") for began in (*[SINCE] * 4, None)]
     with pytest.raises(RecoveryError, match="is not running after 8 s"):
         wait_until_up(Scripted([*running, *[State("api", "", False)] * 30]), 8)
 
