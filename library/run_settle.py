@@ -140,7 +140,12 @@ class Settling:
             if run.stage not in record.ENDED:
                 run_id = str(run.facts["run_id"])
                 settle.remove_unfinished_backup(self._params["backup_directory"], self._name, run_id)
-                self._write_down(run, found.action if run is self._run else "tidy")
+                if run is self._run:
+                    self._write_down(run, found.action)
+                else:
+                    # One that was refused the lock takes its record with it.
+                    with contextlib.suppress(StackError):
+                        self._write_down(run, "tidy")
         return started
 
     def _write_down(self, run: record.Record, action: str) -> None:
@@ -156,12 +161,14 @@ class Settling:
         :raises RecoveryError: one of them does not end.
         """
         described = [self._params["database"], *self._params["services"]]
-        docker = self._places.docker if any(place["runtime"] == "docker" for place in described) else None
+        for run in self._all:
+            settle.end_processes(run.directory)
+        if any(place["runtime"] == "docker" for place in described):
+            known = {str(run.facts["run_id"]) for run in record.runs(self._params["directory"])}
+            mine = set() if self._params["settle"] == self._params["run_id"] else {self._params["run_id"]}
+            settle.remove_left(self._places.docker, known - mine)
         for run in self._all:
             run_id = str(run.facts["run_id"])
-            settle.end_processes(run.directory)
-            if docker:
-                docker.remove_left(docker.left_by_runs().get(run_id, {}))
             settle.end_sessions(self._maintenance, run_id)
             if run_id != self._params["run_id"]:
                 lock.end_keeper(run.directory, self._maintenance, self._name, run_id)
@@ -174,7 +181,7 @@ def decide(
 
     What has not ended now decides: since somebody looked last, a run may have gone on, and another one may be at work.
 
-    :param name: the run that is settled where none has not ended.
+    :param name: the run that is settled where all have ended; empty: none is.
     :raises StackError: somebody is at work, or a person has to look.
     """
     seen = settle.look(
@@ -193,8 +200,8 @@ def decide(
             runs.append(record.Record.read(os.path.join(params["directory"], one)))
     if runs:
         seen = dataclasses.replace(seen, run=runs[0].facts)
-    ended = {params["settle"], params["end_run"]} & set(names)
-    found = aftermath.decide(seen, run_id=seen.holder_id if seen.holder_id in ended else params["run_id"])
+    end_run = seen.holder_id if seen.holder_id in (params["settle"], params["end_run"]) else ""
+    found = aftermath.decide(seen, run_id=params["run_id"], end_run=end_run)
     if found.action in ("wait", "refuse"):
         raise StackError(found.sentence, action=found.action)
     return runs, found
@@ -205,11 +212,12 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     places = arguments.Places(params)
     settle.wait_for_server(places)
-    runs, found = decide(places, params, params["settle"] or "")
+    rescue = params["settle"] == params["run_id"]
+    runs, found = decide(places, params, params["run_id"] if rescue else "")
     name = str(runs[0].facts["run_id"]) if runs else ""
     result = {"action": found.action, "sentence": found.sentence, "todo": list(found.todo)}
     result.update(started=[], problems=[])
-    if params["settle"] == params["run_id"] and not found.todo:
+    if rescue and not found.todo:
         # Our own run has not been cut off: it is here.
         result["action"] = "nothing"
     changed = result["action"] != "nothing"
@@ -218,7 +226,8 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
         # Until they were ended, they may have gone on.
         runs, now = decide(places, params, name)
         if now.action != found.action:
-            result.update(action=now.action, sentence=now.sentence, todo=list(now.todo))
+            result.update(action=now.action, sentence=now.sentence)
+        result["todo"] = list(dict.fromkeys([*found.todo, *now.todo]))
         result["started"], result["problems"] = Settling(places, params, runs).carry_out(now)
         if not fence.entries(places.maintenance(), params["database"]["name"]):
             raise RecoveryError(f"{params['database']['name']} was brought back, and is not there.")

@@ -69,17 +69,23 @@ def decide(seen: Evidence, *, run_id: str, end_run: str = "") -> Aftermath:
     :param run_id: the run that asks; what is its own is none of its business.
     :param end_run: the run that is to be ended although it may be alive, named by a person.
     """
-    if seen.holder and seen.holder_id not in {run_id, end_run} - {""}:
+    # Whoever has no record here cannot be ended from here.
+    named = {end_run} & {*([str(seen.run["run_id"])] if seen.run else []), *seen.others}
+    if seen.holder and seen.holder_id not in {run_id, *named} - {""}:
+        way = f"To end it: -e recovery_end_run={seen.holder_id or 'RUN'}"
+        if seen.holder_id and seen.holder_id == end_run:
+            way = f"Run {end_run} has no record here: end it where it was started."
         return Aftermath(
             "wait",
             f"Somebody else is at work on {seen.database}: {seen.holder}. Let it end: a run that is dead loses its "
-            f"lock within two minutes. To end it: -e recovery_end_run={seen.holder_id or 'RUN'}",
+            f"lock within two minutes. {way}",
         )
     found = _left(seen)
-    if found.action not in ("take_back", "finish", "tidy") or not seen.others:
+    if found.action not in ("take_back", "finish", "tidy"):
         return found
-    others = f"Ended with it: {', '.join(f'run {run}' for run in seen.others)}."
-    return dataclasses.replace(found, sentence=f"{found.sentence} {others}")
+    others = f" Others that have not ended: {', '.join(f'run {run}' for run in seen.others)}." if seen.others else ""
+    ending = [f"end run {seen.holder_id}"] if seen.holder and seen.holder_id != run_id else []
+    return dataclasses.replace(found, sentence=f"{found.sentence}{others}", todo=[*ending, *found.todo])
 
 
 def _left(seen: Evidence) -> Aftermath:
@@ -145,6 +151,13 @@ def _with_live(seen: Evidence, live: t.Mapping[str, t.Any], disposable: t.Sequen
             "refuse",
             f"{seen.database} is closed (it allows no connections), and no run says that it has closed it. If nobody "
             f"needs that: alter database {seen.database} with allow_connections true",
+        )
+    if stage in record.ENDED and seen.holder:
+        return Aftermath(
+            "tidy",
+            f"{_named(seen)} has come to the stage {stage}, and still has the lock.",
+            _todo(seen, [], disposable, services=False),
+            disposable,
         )
     if seen.run is not None or disposable or seen.containers:
         return Aftermath(

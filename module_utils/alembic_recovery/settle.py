@@ -13,6 +13,7 @@ import typing as t
 from ansible.module_utils.alembic_recovery import (
     aftermath,
     arguments,
+    docker_cli,
     dump,
     fence,
     lock,
@@ -26,6 +27,7 @@ from ansible.module_utils.alembic_recovery.errors import RecoveryError
 _NAMES = "select datname as name from pg_database"
 _END_S = 15.0
 _SERVER_S = 60.0
+_FREE_S = 10.0
 # What PostgreSQL and libpq say of a server that is being started or stopped, or was not there for a moment.
 _COMING_UP = re.compile(
     r"starting up|not yet accepting|in recovery mode|shutting down|closed the connection unexpectedly|"
@@ -94,6 +96,21 @@ def _containers(
         for run, things in found.items()
         if run in runs and (for_itself or run != params["run_id"])
     }
+
+
+def remove_left(docker: docker_cli.DockerCli, runs: t.Container[str]) -> None:
+    """Remove what runs have left in the Engine, also what it was just making for a client that was killed.
+
+    What does not go within ten seconds is left to the next run: nobody's recovery depends on it.
+    """
+    deadline = time.monotonic() + _FREE_S
+    while True:
+        left = [things for run, things in docker.left_by_runs().items() if run in runs]
+        if not left or time.monotonic() > deadline:
+            return
+        for things in left:
+            docker.remove_left(things)
+        time.sleep(0.2)
 
 
 def keeper_outcome(directory: str) -> dict[str, t.Any] | None:

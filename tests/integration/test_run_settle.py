@@ -89,7 +89,7 @@ def test_row_54_the_run_that_was_to_take_it_back_was_cut_off_as_well(stack: Fenc
 
     found = status(stack, end_run=third.run_id)
     assert (found["action"], found["run_id"]) == ("take_back", stack.run_id), found
-    assert found["sentence"].endswith(f" Ended with it: run {third.run_id}, run {second.run_id}.")
+    assert found["sentence"].endswith(f" Others that have not ended: run {third.run_id}, run {second.run_id}.")
     done = settle(stack, settle=stack.run_id, end_run=third.run_id)
     assert (done["changed"], done["started"]) == (True, ["api", "worker"]), done
     assert stack.databases() == before
@@ -104,6 +104,12 @@ def test_row_54_the_run_that_was_named_has_gone_on_meanwhile(stack: FencedStack)
     second = FencedStack(stack.database, stack.supervised, stack.runs)
     cut_off(stack, "fencing")
     record.Record.read(str(stack.directory)).note("taken_back")
+    stack.supervised.control("start", "all")
+    stack.admin(f'alter database "{stack.database.name}" allow_connections true')
+    for check in (True, False):
+        assert settle(stack, check=check, settle=stack.run_id)["changed"] is False, "somebody else has settled it"
+    stack.admin(f'alter database "{stack.database.name}" allow_connections false')
+    stack.supervised.control("stop", "all")
     second.lock()
     record.begin(str(second.directory), "fenced")
 
@@ -132,7 +138,7 @@ def test_row_54_a_named_run_is_ended_also_when_its_record_says_that_it_has_ended
     assert new in stack.databases()
     found = status(stack, end_run=second.run_id)
     assert (found["action"], found["run_id"]) == ("tidy", stack.run_id), found
-    assert found["sentence"].endswith(f" Ended with it: run {second.run_id}.")
+    assert found["sentence"].endswith(f" Others that have not ended: run {second.run_id}.")
     done = settle(stack, settle=stack.run_id, end_run=second.run_id)
 
     assert done["changed"] is True, done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -153,8 +154,22 @@ def test_the_run_that_asks_and_the_one_that_is_ended_by_name_are_not_in_the_way(
     seen = aftermath.Evidence(NAME, None, {NAME: entry(10)}, holder="run X", holder_id="X")
 
     assert aftermath.decide(seen, run_id="X").action == "nothing"
-    assert aftermath.decide(seen, run_id="Y", end_run="X").action == "nothing"
     assert "-e recovery_end_run=X" in aftermath.decide(seen, run_id="Y").sentence
+    unknown = aftermath.decide(seen, run_id="Y", end_run="X")
+    assert unknown.action == "wait"
+    assert "has no record here: end it where it was started" in unknown.sentence
+
+    for known in ({"run": {**run("rehearsing"), "run_id": "X"}}, {"run": run("rehearsing"), "others": ["X"]}):
+        found = aftermath.decide(dataclasses.replace(seen, **known), run_id="Y", end_run="X")
+        assert (found.action, found.todo) == ("tidy", ["end run X"])
+    started = dataclasses.replace(seen, run={**run("started"), "run_id": "X"})
+    found = aftermath.decide(started, run_id="Y", end_run="X")
+    assert "has come to the stage started, and still has the lock" in found.sentence
+
+
+def test_who_has_the_lock_without_a_name_of_ours_is_somebody_else() -> None:
+    seen = aftermath.Evidence(NAME, run("fenced"), {NAME: entry(10)}, holder="psql of anna")
+    assert aftermath.decide(seen, run_id="Y").action == "wait"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +188,9 @@ def test_the_run_that_came_as_far_as_the_outage_is_the_one(stages: list[str], pl
 
 def test_the_others_are_named() -> None:
     closed = {NAME: entry(10, is_open=False)}
-    assert decide(run=run("fenced"), databases=closed, others=["X"]).sentence.endswith(" Ended with it: run X.")
+    assert decide(run=run("fenced"), databases=closed, others=["X"]).sentence.endswith(
+        " Others that have not ended: run X."
+    )
     found = decide(run=run("fenced"), databases=closed, others=["X", "Y"], alive=[7])
-    assert found.sentence.endswith(" Ended with it: run X, run Y.")
+    assert found.sentence.endswith(" Others that have not ended: run X, run Y.")
     assert found.todo[0] == "end the processes 7 of these runs"
