@@ -12,7 +12,7 @@ description:
   - Closes it with C(ALLOW_CONNECTIONS false), which keeps superusers out as well, waits for the sessions of services
     that have been stopped, ends those that are left, and proves from another database that nobody is in it.
   - Sessions that nobody described are named. Unless O(unknown_clients=end), the database is opened again and the task
-    fails. In check mode, one that is gone within two seconds is none of them, such as that of a health check.
+    fails. In check mode, one that is gone within a second is none of them, such as that of a health check.
 version_added: 0.1.0
 author: The alembic-recovery authors
 extends_documentation_fragment: [stack, stack.database, stack.services]

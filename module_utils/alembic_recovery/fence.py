@@ -16,8 +16,8 @@ from ansible.module_utils.alembic_recovery.errors import DatabaseError, Recovery
 
 # How long a session that was told to end may take.
 _LEAVE_S = 20.0
-#: How long one who passes may be in a database, in seconds. A health check (`pg_isready`, in many a Compose file every
-#: ten seconds) is there for some milliseconds.
+#: How long those who pass are looked at, in seconds: a health check (`pg_isready`, in many a Compose file every ten
+#: seconds) is there for some milliseconds.
 PASSING_S = 2.0
 
 # A role that is no superuser sees of the sessions of others little more than who and where they are: what is not shown
@@ -47,6 +47,11 @@ class Session:
     address: str
     state: str
     seconds: int | None
+
+    @property
+    def client(self) -> tuple[str, str, str]:
+        """What another session of the same client has in common with this one."""
+        return self.user, self.application, self.address
 
     def __str__(self) -> str:
         return (
@@ -125,15 +130,16 @@ def strangers_who_stay(maintenance: postgres.Database, name: str, known: Known) 
     :raises DatabaseError: the maintenance database could not be asked.
     """
 
-    def there() -> dict[tuple[str, str, str], Session]:
-        found = strangers(sessions(maintenance, name), known, services_stopped=False)
-        return {(session.user, session.application, session.address): session for session in found}
+    def there() -> list[Session]:
+        return strangers(sessions(maintenance, name), known, services_stopped=False)
 
-    began, first, again = time.monotonic(), there(), dict[tuple[str, str, str], Session]()
-    while first.keys() - again.keys() and time.monotonic() - began < PASSING_S:
+    began = time.monotonic()
+    first = {session.client for session in there()}
+    again: dict[int, Session] = {}
+    while first - {session.client for session in again.values()} and time.monotonic() - began < PASSING_S:
         time.sleep(0.1)
         if time.monotonic() - began > PASSING_S / 2:
-            again.update((who, session) for who, session in there().items() if who in first)
+            again.update((session.pid, session) for session in there() if session.client in first)
     return list(again.values())
 
 

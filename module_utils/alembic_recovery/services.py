@@ -201,7 +201,8 @@ def wait_until_up(service: Service, timeout: float) -> State:
         gone = seen.said == "RUNNING" and began is not None and seen.started_at is None
         if seen.running and seen.health == "" and not gone:
             # Between two looks it may have ended and been started again: then it has not been up meanwhile.
-            if up_since is None or _is_another(began, seen.started_at):
+            found = began is None and seen.started_at is not None
+            if up_since is None or found or _is_another(began, seen.started_at):
                 up_since, began, lives = now, seen.started_at, lives + 1
             if max(now - up_since, seen.age()) >= _SETTLE_S:
                 return seen

@@ -77,6 +77,7 @@ def watch(replica: DockerReplica, marker: str) -> Iterator[Started]:
             time.sleep(3)  # what the Engine has told until then; it tells with a delay
             events.close()
             listener.join(timeout=120)
+            assert not listener.is_alive()
     client.close()
 
 
