@@ -119,6 +119,9 @@ class Settling:
         self._params = params
         self._run = runs[0] if runs else None
         self._all = runs
+        self._names = [str(run.facts["run_id"]) for run in runs]
+        described = [params["database"], *params["services"]]
+        self._in_docker = any(place["runtime"] == "docker" for place in described)
         self._maintenance = places.maintenance()
         self._name = params["database"]["name"]
 
@@ -146,6 +149,11 @@ class Settling:
                     # One that was refused the lock takes its record with it.
                     with contextlib.suppress(StackError):
                         self._write_down(run, "tidy")
+        if self._in_docker:
+            # What earlier runs have left there is in nobody's way.
+            known = record.runs(self._params["directory"])
+            with contextlib.suppress(RecoveryError):
+                settle.remove_left(self._places.docker, settle.abandoned(known, self._params, self._names))
         return started
 
     def _write_down(self, run: record.Record, action: str) -> None:
@@ -160,13 +168,10 @@ class Settling:
 
         :raises RecoveryError: one of them does not end.
         """
-        described = [self._params["database"], *self._params["services"]]
         for run in self._all:
             settle.end_processes(run.directory)
-        if any(place["runtime"] == "docker" for place in described):
-            known = {str(run.facts["run_id"]) for run in record.runs(self._params["directory"])}
-            mine = set() if self._params["settle"] == self._params["run_id"] else {self._params["run_id"]}
-            settle.remove_left(self._places.docker, known - mine)
+        if self._in_docker and self._names:
+            settle.remove_left(self._places.docker, self._names)
         for run in self._all:
             run_id = str(run.facts["run_id"])
             settle.end_sessions(self._maintenance, run_id)

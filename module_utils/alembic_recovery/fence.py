@@ -133,8 +133,8 @@ def strangers_who_stay(maintenance: postgres.Database, name: str, known: Known) 
     def there() -> list[Session]:
         return strangers(sessions(maintenance, name), known, services_stopped=False)
 
-    began = time.monotonic()
     first = {session.client for session in there()}
+    began = time.monotonic()
     again: dict[int, Session] = {}
     while first - {session.client for session in again.values()} and time.monotonic() - began < PASSING_S:
         time.sleep(0.1)

@@ -27,7 +27,7 @@ from ansible.module_utils.alembic_recovery.errors import RecoveryError
 _NAMES = "select datname as name from pg_database"
 _END_S = 15.0
 _SERVER_S = 60.0
-_FREE_S = 10.0
+_FREE_S = 5.0
 # What PostgreSQL and libpq say of a server that is being started or stopped, or was not there for a moment.
 _COMING_UP = re.compile(
     r"starting up|not yet accepting|in recovery mode|shutting down|closed the connection unexpectedly|"
@@ -78,30 +78,44 @@ def look(
         others=[str(other.facts["run_id"]) for other in unfinished if other is not run],
         # In a rescue this process itself is one of the run's.
         alive=[pid for one in unfinished for pid in record.processes(one.directory) if pid != os.getpid()],
-        containers=_containers(places, params, {str(one.facts["run_id"]) for one in known}, for_itself=for_itself),
+        containers=_containers(
+            places, params, abandoned(known, params, [str(one.facts["run_id"]) for one in unfinished])
+        ),
         keeper=keeper_outcome(run.directory) if run else None,
     )
 
 
+def abandoned(known: t.Sequence[record.Record], params: t.Mapping[str, t.Any], settled: t.Collection[str]) -> set[str]:
+    """The runs on this database whose things in the Engine nobody needs any more.
+
+    A run that has given its lock back may still look at something, and one on another database has another lock.
+
+    :param settled: the runs that are settled, alive or not.
+    """
+    ended = {
+        str(run.facts["run_id"])
+        for run in known
+        if run.facts.get("database") == params["database"]["name"] and not record.processes(run.directory)
+    }
+    return (ended - {params["run_id"]}) | set(settled)
+
+
 def _containers(
-    places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Container[str], *, for_itself: bool
+    places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Container[str]
 ) -> dict[str, list[str]]:
-    """What runs of this stack have left in the Engine; those of other stacks are none of ours."""
+    """What runs have left in the Engine, of those that nobody needs any more."""
     described = [params["database"], *params["services"]]
     if not any(place["runtime"] == "docker" for place in described):
         return {}
     found = places.docker.left_by_runs()
-    return {
-        run: sorted({name for names in things.values() for name in names})
-        for run, things in found.items()
-        if run in runs and (for_itself or run != params["run_id"])
-    }
+    return {run: sorted({name for names in found[run].values() for name in names}) for run in found if run in runs}
 
 
 def remove_left(docker: docker_cli.DockerCli, runs: t.Container[str]) -> None:
     """Remove what runs have left in the Engine, also what it was just making for a client that was killed.
 
-    What does not go within ten seconds is left to the next run: nobody's recovery depends on it.
+    :param runs: those that are settled: what does not go within five seconds is left to the next run.
+    :raises RecoveryError: the Engine does not answer.
     """
     deadline = time.monotonic() + _FREE_S
     while True:

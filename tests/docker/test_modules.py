@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 import pytest
+from ansible.module_utils.alembic_recovery import record
 
 from replica.application import BROKEN, DATABASE, ENCODED, HEAD, USER
+from replica.engine import containers
 from replica.expect import UNENCODED
-from tests.docker.observation import ask, one_offs
+from tests.docker.observation import ONE_OFF_LABEL, ask, one_offs
 from tests.docker.production import BESIDE, MARKER, PASSWORD, Production
 from tests.docker.watch import watch
 from tests.support.modules import run_module
@@ -353,6 +356,40 @@ def test_the_outage_of_containers_ends_without_anybody_when_the_run_is_dead(
     assert [step["rc"] for step in did["commands"]] == [0] * len(did["commands"]) != [], did
     assert states() == [("unless-stopped", "running")] * 2
     assert ask(replica, f"select datallowconn from pg_database where datname = '{DATABASE}'", "postgres") == "t"
+
+
+def test_what_ended_runs_have_left_in_the_engine_goes_and_what_is_in_use_stays(
+    production: Production, tmp_path: Path
+) -> None:
+    client, stack = production.replica.client, production.variables()["recovery_stack"]
+    image = production.replica.container("aiproxysrv").image
+    runs = {kind: production.run_id(f"left-{kind}") for kind in ("ended", "at-work", "elsewhere")}
+    for kind, run_id in runs.items():
+        database = "another" if kind == "elsewhere" else DATABASE
+        record.Record.start(str(tmp_path / run_id), run_id=run_id, stack="prod", database=database).note("done")
+        client.containers.create(image, name=f"{run_id}-look", labels={ONE_OFF_LABEL: run_id})
+        client.volumes.create(f"{run_id}-data", labels={ONE_OFF_LABEL: run_id})
+
+    def left() -> list[str]:
+        names = [one.name for one in containers(client, label=ONE_OFF_LABEL)]
+        return sorted(name for name in names if any(name.startswith(run_id) for run_id in runs.values()))
+
+    options = {"database": stack["database"], "services": stack["services"], "directory": str(tmp_path)}
+    options["run_id"] = production.run_id("after")
+    try:
+        with record.presence(str(tmp_path / runs["at-work"])):
+            found = run_module("run_status", options)
+            assert found["action"] == "tidy", found
+            four_steps("run_settle", options, left)
+        assert left() == [f"{runs['at-work']}-look", f"{runs['elsewhere']}-look"]
+        with pytest.raises(docker.errors.NotFound):
+            client.volumes.get(f"{runs['ended']}-data")
+    finally:
+        for run_id in runs.values():
+            with contextlib.suppress(docker.errors.NotFound):
+                client.containers.get(f"{run_id}-look").remove(force=True)
+            with contextlib.suppress(docker.errors.NotFound):
+                client.volumes.get(f"{run_id}-data").remove(force=True)
 
 
 def test_pg_backup_says_which_key_to_set_where_the_password_is_wrong(strict: Production, tmp_path: Path) -> None:

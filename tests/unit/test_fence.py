@@ -65,6 +65,18 @@ def test_who_passes_is_no_stranger(
     assert clock.now <= 2.1
 
 
+def test_a_first_look_that_takes_long_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(fence, "time", clock)
+
+    def sessions(*_unused: object) -> list[fence.Session]:
+        clock.sleep(3)
+        return [LOOKER]
+
+    monkeypatch.setattr(fence, "sessions", sessions)
+    assert fence.strangers_who_stay(None, "aiproxy", fence.Known([])) == [LOOKER]  # type: ignore[arg-type]
+
+
 class Clock:
     """Time goes by while somebody sleeps."""
 
