@@ -218,6 +218,11 @@ def execute(module: AnsibleModule) -> dict[str, t.Any]:
     places = arguments.Places(params)
     settle.wait_for_server(places)
     rescue = params["settle"] == params["run_id"]
+    known = {str(run.facts["run_id"]) for run in record.runs(params["directory"])}
+    if params["settle"] and not rescue and params["settle"] not in known:
+        raise StackError(
+            f"There is no run {params['settle']} in {params['directory']}. Look for its name with playbooks/status.yml."
+        )
     runs, found = decide(places, params, params["run_id"] if rescue else "")
     name = str(runs[0].facts["run_id"]) if runs else ""
     result = {"action": found.action, "sentence": found.sentence, "todo": list(found.todo)}
