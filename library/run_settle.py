@@ -120,8 +120,6 @@ class Settling:
         self._run = runs[0] if runs else None
         self._all = runs
         self._names = [str(run.facts["run_id"]) for run in runs]
-        described = [params["database"], *params["services"]]
-        self._in_docker = any(place["runtime"] == "docker" for place in described)
         self._maintenance = places.maintenance()
         self._name = params["database"]["name"]
 
@@ -149,7 +147,7 @@ class Settling:
                     # One that was refused the lock takes its record with it.
                     with contextlib.suppress(StackError):
                         self._write_down(run, "tidy")
-        if self._in_docker:
+        if self._places.use_docker:
             # What earlier runs have left there is in nobody's way.
             known = record.runs(self._params["directory"])
             with contextlib.suppress(RecoveryError):
@@ -170,7 +168,7 @@ class Settling:
         """
         for run in self._all:
             settle.end_processes(run.directory)
-        if self._in_docker and self._names:
+        if self._places.use_docker and self._names:
             settle.remove_left(self._places.docker, self._names)
         for run in self._all:
             run_id = str(run.facts["run_id"])

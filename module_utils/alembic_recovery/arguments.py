@@ -169,6 +169,11 @@ class Places:
             self._docker = DockerCli(self._params.get("docker_cli"))
         return self._docker
 
+    @property
+    def use_docker(self) -> bool:
+        """Whether the database or one of the services is in a container."""
+        return any(place["runtime"] == "docker" for place in [self._params["database"], *self._params["services"]])
+
     def container(self, place: t.Mapping[str, t.Any]) -> str:
         """The name of the container that an option describes.
 

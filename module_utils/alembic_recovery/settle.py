@@ -78,9 +78,7 @@ def look(
         others=[str(other.facts["run_id"]) for other in unfinished if other is not run],
         # In a rescue this process itself is one of the run's.
         alive=[pid for one in unfinished for pid in record.processes(one.directory) if pid != os.getpid()],
-        containers=_containers(
-            places, params, abandoned(known, params, [str(one.facts["run_id"]) for one in unfinished])
-        ),
+        containers=_containers(places, abandoned(known, params, [str(one.facts["run_id"]) for one in unfinished])),
         keeper=keeper_outcome(run.directory) if run else None,
     )
 
@@ -100,12 +98,9 @@ def abandoned(known: t.Sequence[record.Record], params: t.Mapping[str, t.Any], s
     return (ended - {params["run_id"]}) | set(settled)
 
 
-def _containers(
-    places: arguments.Places, params: t.Mapping[str, t.Any], runs: t.Container[str]
-) -> dict[str, list[str]]:
+def _containers(places: arguments.Places, runs: t.Container[str]) -> dict[str, list[str]]:
     """What runs have left in the Engine, of those that nobody needs any more."""
-    described = [params["database"], *params["services"]]
-    if not any(place["runtime"] == "docker" for place in described):
+    if not places.use_docker:
         return {}
     found = places.docker.left_by_runs()
     return {run: sorted({name for names in found[run].values() for name in names}) for run in found if run in runs}

@@ -149,7 +149,7 @@ def write_while_the_services_are_stopped(runs: Rollbacks, over: threading.Event)
         Whether the run has come that far.
     """
     worker = next(psutil.Process(pid) for pid, (line, _) in runs.processes().items() if "celery" in line)
-    wait_until(lambda: over.is_set() or not worker.is_running(), "the run has ended", seconds=600)
+    wait_until(lambda: over.is_set() or not worker.is_running(), "the worker or the run has ended", seconds=600)
     if over.is_set():
         return False
     runs.witness.execute("insert into users (email, display_name) values ('stranger@songs.example', 'x')")
